@@ -1,0 +1,29 @@
+"""Compile the guest agent for every architecture before the package is put together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+TARGETS = ("x86_64", "aarch64", "riscv64")
+# No libc: the agent makes its own system calls, so that 0.1 s compiles all targets (musl would take 90 s).
+FLAGS = (
+    "-std=c11 -Os -Wall -Wextra -Werror -ffreestanding -nostdlib -static -s -fno-stack-protector"
+    " -fno-sanitize=all -fno-builtin"
+).split()
+
+
+class AgentBuildHook(BuildHookInterface[Any]):
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if self.target_name != "wheel":  # the sdist ships the source only
+            return
+        source = Path(self.root, "images", "_agent", "agent.c")
+        for target in TARGETS:
+            output = source.with_name(f"agent.{target}")
+            command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{target}-linux-none", *FLAGS]
+            subprocess.run([*command, "-o", str(output), str(source)], check=True)
+            self.app.display_info(f"compiled {output.name} ({output.stat().st_size} bytes)")
