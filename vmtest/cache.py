@@ -1,0 +1,56 @@
+"""The cache directory: where it is, how files get into it whole, and how two processes share it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from vmtest.errors import HostError
+
+__all__ = ["lock", "root", "write"]
+
+
+def root() -> Path:
+    """``$XDG_CACHE_HOME/vmtest``, by default ``~/.cache/vmtest``; created if missing.
+
+    Raises HostError where it cannot be created.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG base directory specification: a relative path is invalid and ignored.
+    path = (Path(base) if base.startswith("/") else Path.home() / ".cache") / "vmtest"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(
+            f"the cache directory {path} cannot be created: {error.strerror}",
+            hint="set XDG_CACHE_HOME to a directory that you can write",
+        ) from error
+    return path
+
+
+@contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Hold the cache's lock of that name; the kernel drops it when the holder dies, even by SIGKILL."""
+    path = root() / "locks" / f"{name}.lock"
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(path):
+        yield
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file of the cache whole or not at all. Raises HostError with the reason (a full disk, …)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise HostError(
+            f"{path} cannot be written: {error.strerror}",
+            hint="free some space, or set XDG_CACHE_HOME to a directory with room",
+        ) from error
