@@ -27,3 +27,5 @@ class AgentBuildHook(BuildHookInterface[Any]):
             command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{target}-linux-none", *FLAGS]
             subprocess.run([*command, "-o", str(output), str(source)], check=True)
             self.app.display_info(f"compiled {output.name} ({output.stat().st_size} bytes)")
+        if version == "standard":  # an editable installation reads images/ beside the package
+            build_data["force_include"]["images"] = "vmtest/images/data"

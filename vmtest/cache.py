@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from vmtest.errors import HostError
 
-__all__ = ["lock", "root", "write"]
+__all__ = ["digest", "lock", "root", "write"]
 
 
 def root() -> Path:
@@ -33,12 +34,26 @@ def root() -> Path:
 
 
 @contextmanager
-def lock(name: str) -> Iterator[None]:
-    """Hold the cache's lock of that name; the kernel drops it when the holder dies, even by SIGKILL."""
+def lock(name: str, *, waiting: Callable[[], object] | None = None) -> Iterator[None]:
+    """Hold the cache's lock of that name; the kernel drops it when the holder dies, even by SIGKILL.
+
+    ``waiting`` is called once if another process holds it.
+    """
+    from filelock import FileLock  # 10 ms that who only looks something up need not pay
+
     path = root() / "locks" / f"{name}.lock"
     path.parent.mkdir(exist_ok=True)
-    with FileLock(path):
+    holder = FileLock(path)
+    try:
+        holder.acquire(timeout=0)
+    except Timeout:
+        if waiting:
+            waiting()
+        holder.acquire()
+    try:
         yield
+    finally:
+        holder.release()
 
 
 def write(path: Path, data: bytes) -> None:
@@ -54,3 +69,9 @@ def write(path: Path, data: bytes) -> None:
             f"{path} cannot be written: {error.strerror}",
             hint="free some space, or set XDG_CACHE_HOME to a directory with room",
         ) from error
+
+
+def digest(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -97,9 +97,7 @@ class ImageError(HostError):
 class QemuDied(HostError):
     """QEMU ended although nobody told it to. ``exit_code`` is negative for a signal, as in subprocess."""
 
-    def __init__(
-        self, message: str, *, exit_code: int, hint: str = "", evidence: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, message: str, *, exit_code: int, hint: str = "", evidence: dict[str, str] | None = None) -> None:
         super().__init__(message, hint=hint, evidence=evidence)
         self.exit_code = exit_code
 

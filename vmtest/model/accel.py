@@ -19,7 +19,8 @@ class Accelerator:
     ``name`` is what ``-accel`` takes. ``host_system`` is the ``platform.system()`` on which it can exist at all,
     or None for any. ``native_only`` says that guest and host must have the same architecture. ``device`` is the
     node that must be open to us. ``properties`` are appended to ``-accel NAME``. ``cpu`` overrides the
-    architecture's default CPU model. ``elsewhere`` is the reason given on a host of another system.
+    architecture's default CPU model; ``cpu_fallbacks`` are tried in order where QEMU fails with that.
+    ``elsewhere`` is the reason given on a host of another system.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Accelerator:
     device: str | None = None
     properties: tuple[str, ...] = ()
     cpu: str | None = None
+    cpu_fallbacks: tuple[str, ...] = ()
     elsewhere: str = ""
 
 
@@ -46,6 +48,9 @@ ACCELERATORS: dict[str, Accelerator] = {
             host_system="Linux",
             device="/dev/kvm",
             cpu="host",
+            # A KVM inside a VM (seen with CONFIG_KVM_PVM) may offer IA32_ARCH_CAPABILITIES (MSR 0x10a) and then
+            # refuse the value: QEMU 7.2 aborts with "error: failed to set MSR 0x10a".
+            cpu_fallbacks=("host,-arch-capabilities",),
             elsewhere="KVM is part of the Linux kernel; this host does not run Linux",
         ),
         Accelerator(

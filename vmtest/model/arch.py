@@ -18,7 +18,8 @@ class Arch:
     the properties that it needs under KVM on hosts without SMM emulation. ``cpu`` is the default model under TCG.
     ``console`` is the guest's name of the first serial port, ``console_append`` what goes on the kernel command
     line for it. ``debian`` is Debian's name of the architecture. ``page_size`` is in bytes.
-    ``kernel_magics`` are (offset, bytes) pairs of which a bootable kernel file has at least one.
+    ``kernel_magics`` are (offset, bytes) pairs of which a bootable kernel file that is no ELF has at least one;
+    ``elf_machine`` is e_machine in an ELF's header. ``kernel_file`` is where a kernel tree's ``make`` leaves it.
     """
 
     name: str
@@ -29,6 +30,8 @@ class Arch:
     console: str
     debian: str
     kernel_magics: tuple[tuple[int, bytes], ...]
+    kernel_file: str
+    elf_machine: int
     page_size: int = 4096
     aliases: tuple[str, ...] = ()
     machine_kvm: str = ""
@@ -40,7 +43,6 @@ class Arch:
         return f"console={self.console},{self.baud}"
 
 
-_ELF = (0, b"\x7fELF")
 # The arm64 and riscv image headers share their first fields; an EFI-stub kernel starts with "MZ".
 # Source: Documentation/arch/{arm64/booting,riscv/boot-image-header}.rst and Documentation/arch/x86/boot.rst.
 _GZIP = (0, b"\x1f\x8b")
@@ -58,7 +60,9 @@ ARCHES: dict[str, Arch] = {
             console="ttyS0",
             debian="amd64",
             aliases=("amd64", "x64"),
-            kernel_magics=((0x202, b"HdrS"), _ELF),
+            kernel_magics=((0x202, b"HdrS"),),
+            kernel_file="arch/x86/boot/bzImage",
+            elf_machine=62,
         ),
         Arch(
             name="aarch64",
@@ -69,7 +73,9 @@ ARCHES: dict[str, Arch] = {
             console="ttyAMA0",
             debian="arm64",
             aliases=("arm64",),
-            kernel_magics=((0x38, b"ARM\x64"), _ELF, _GZIP),
+            kernel_magics=((0x38, b"ARM\x64"), _GZIP),
+            kernel_file="arch/arm64/boot/Image",
+            elf_machine=183,
         ),
         Arch(
             name="riscv64",
@@ -79,7 +85,9 @@ ARCHES: dict[str, Arch] = {
             cpu="rv64",
             console="ttyS0",
             debian="riscv64",
-            kernel_magics=((0x38, b"RSC\x05"), _ELF, _GZIP),
+            kernel_magics=((0x38, b"RSC\x05"), _GZIP),
+            kernel_file="arch/riscv/boot/Image",
+            elf_machine=243,
         ),
     )
 }

@@ -36,7 +36,7 @@ class Source:
         if sum(map(bool, (self.apt, self.file, self.url))) != 1:
             raise UsageError("a source has exactly one of: apt, file, url", hint=f"got {self}")
         if self.url and not self.sha256:
-            raise UsageError(f"the source {self.url} has no sha256", hint="add sha256 = \"…\" beside its url")
+            raise UsageError(f"the source {self.url} has no sha256", hint='add sha256 = "…" beside its url')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,11 @@ class Image:
     ``memory`` and ``min_memory`` are in MiB. ``append`` is what the guest needs on its kernel command line,
     ``trim`` what only makes it boot faster (left out with ``trim=False``: a guest that tests a kernel must be
     able to). ``init`` is the init script (a file beside image.toml, or one shared under images/_init),
-    ``modules`` the names of the kernel modules the initramfs loads, without their dependencies, which are found.
-    ``files`` are further sources, unpacked into the initramfs at the same paths. ``agent`` puts vmtest's agent
-    in. With ``initrd`` a ready-made initramfs is taken instead. ``disk`` is a disk image to boot from.
+    ``modules`` are the names of the kernel modules that are loaded before the agent starts, without their
+    dependencies, which are found; ``later_modules`` those that can wait until it runs. ``files`` are further
+    sources: of an archive what matches ``paths``, at the same paths; any other file at the one path given.
+    ``agent`` puts vmtest's agent in. With ``initrd`` a ready-made initramfs is taken instead. ``disk`` is a disk
+    image to boot from.
     """
 
     name: str
@@ -61,11 +63,17 @@ class Image:
     trim: str = ""
     init: str = "init"
     modules: tuple[str, ...] = ()
+    later_modules: tuple[str, ...] = ()
     files: tuple[Source, ...] = ()
     agent: bool = True
     initrd: Source | None = None
     disk: Source | None = None
     channel: Channel = Channel.AUTO
+
+    @property
+    def has_initramfs(self) -> bool:
+        """Whether vmtest makes this image's initramfs."""
+        return self.kernel is not None and self.initrd is None
 
     @classmethod
     def from_toml(cls, name: str, data: Mapping[str, Any], *, where: str) -> Image:
@@ -73,9 +81,7 @@ class Image:
         known = {field.name for field in fields(cls)} - {"name"}
         unknown = sorted(set(data) - known)
         if unknown:
-            raise UsageError(
-                f"{where}: unknown key {unknown[0]!r}", hint=f"known keys: {', '.join(sorted(known))}"
-            )
+            raise UsageError(f"{where}: unknown key {unknown[0]!r}", hint=f"known keys: {', '.join(sorted(known))}")
         missing = sorted({"arch", "description"} - set(data))
         if missing:
             raise UsageError(f"{where}: the key {missing[0]!r} is missing")
@@ -85,7 +91,8 @@ class Image:
                 if key in values:
                     values[key] = _source(values[key])
             values["files"] = tuple(_source(entry) for entry in values.get("files", ()))
-            values["modules"] = tuple(values.get("modules", ()))
+            for key in ("modules", "later_modules"):
+                values[key] = tuple(values.get(key, ()))
             values["channel"] = Channel(values.get("channel", "auto"))
             values["arch"] = arch(values["arch"]).name
             return cls(name=name, **values)
@@ -95,7 +102,7 @@ class Image:
 
 def _source(table: Any) -> Source:
     if not isinstance(table, Mapping):
-        raise UsageError(f"a source is a table such as {{ apt = \"PACKAGE\" }}, not {table!r}")
+        raise UsageError(f'a source is a table such as {{ apt = "PACKAGE" }}, not {table!r}')
     values = dict(table)
     values["paths"] = tuple(values.get("paths", ()))
     return Source(**values)

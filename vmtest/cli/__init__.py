@@ -1,0 +1,67 @@
+"""The command ``vmtest``: one file a sub-command."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+import click
+
+from vmtest.errors import VmtestError
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "run": "vmtest.cli.run",
+    "shell": "vmtest.cli.shell",
+    "list": "vmtest.cli.list",
+    "doctor": "vmtest.cli.doctor",
+    "image": "vmtest.cli.image",
+}
+
+
+class _Lazy(click.Group):
+    """Imports a sub-command when it is needed: `vmtest run` does not pay for the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="A guest is an image (vmtest list) or one declared in your pyproject.toml. First steps: `vmtest doctor`"
+    " tells what this host can do, `vmtest run -- uname -a` boots the default guest.",
+)
+@click.version_option(version("pytest-vmtest"), prog_name="vmtest")
+def vmtest() -> None:
+    """Boot real guests under QEMU or KVM, run commands in them, look at their consoles.
+
+    Where vmtest itself fails, one error goes to stderr and the exit code is 2.
+    """
+
+
+def main() -> None:
+    """The console script. Exits with the sub-command's code; 2 for any error of ours, 130 for Ctrl-C."""
+    try:
+        code = vmtest.main(prog_name="vmtest", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except click.Abort:
+        code = 130
+    except VmtestError as error:
+        print(f"vmtest: {error.whose}: {error}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

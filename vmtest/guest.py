@@ -1,0 +1,335 @@
+"""A guest: a machine that runs, and all that a test does with it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vmtest import transfer
+from vmtest.deadline import Deadline
+from vmtest.errors import BootTimeout, CommandTimeout, GuestError, GuestGone, UsageError, VmtestError
+from vmtest.host import Qemu
+from vmtest.model.machine import Channel, Machine
+from vmtest.model.observation import CrashReport, Result
+from vmtest.qemu.channel import Command, CommandChannel, OnOutput
+from vmtest.qemu.console import Console
+from vmtest.running import Running
+from vmtest.uplink import Uplink
+from vmtest.workdir import Workdir
+
+__all__ = ["Guest"]
+
+OUTPUT_LIMIT = 1 << 29
+"""Bytes of a command's output that a Result holds; a command that writes more without ``stream`` is killed."""
+
+
+class Guest:
+    """A running machine; ``vmtest.boot`` makes one. It ends with its ``with`` block, or with ``kill``.
+
+    ``machine`` is what it is; ``accel`` the accelerator that runs it; ``console`` its serial console; ``reports``
+    the crash reports its kernel has printed so far; ``boot_seconds`` how long the last boot took until it answered.
+    Timeouts are in seconds and multiplied by ``timeout_scale``.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        qemu: Qemu,
+        *,
+        name: str = "guest",
+        logs: Path | None = None,
+        expects_agent: bool = True,
+        timeout: float = 60.0,
+        boot_timeout: float = 120.0,
+        timeout_scale: float = 1.0,
+    ) -> None:
+        """Start QEMU; does not wait for the guest. ``logs`` is a directory for the logs, by default one that goes
+        when the guest does. ``expects_agent`` says whether its image is known to have vmtest's agent.
+        """
+        self.machine = machine
+        self.name = name
+        self.qemu_version = ".".join(map(str, qemu.version))
+        self.timeout = timeout
+        self.boot_timeout = boot_timeout
+        self.timeout_scale = timeout_scale
+        self.boot_seconds: float | None = None
+        self._workdir = Workdir()
+        self._closed = False
+        self.logs = logs or self._workdir.path
+        try:
+            self._started = time.monotonic()
+            self._running = Running(
+                machine,
+                qemu,
+                directory=self.logs,
+                pid_file=self._workdir.path / "pid",
+                environment=self._workdir.environment,
+                scale=timeout_scale,
+                timeout=timeout,
+            )
+        except BaseException:
+            self._workdir.remove()
+            raise
+        self._uplink = Uplink(self._running, expects_agent=expects_agent)
+
+    # -- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def accel(self) -> str:
+        """The accelerator that runs it: "tcg", "kvm"."""
+        return self.machine.accel
+
+    @property
+    def console(self) -> Console:
+        """Its serial console."""
+        return self._running.console
+
+    @property
+    def channel(self) -> Channel:
+        """How commands reach it: found out at the first command where it was left to us. Raises GuestError."""
+        return self._channel().kind
+
+    @property
+    def reports(self) -> tuple[CrashReport, ...]:
+        """The crash reports that its kernel has printed so far, warnings among them."""
+        return tuple(self._running.reports)
+
+    @property
+    def command_line(self) -> str:
+        """A QEMU command line that starts the same machine by hand, its console on the terminal."""
+        return self._running.command_line
+
+    @property
+    def evidence(self) -> dict[str, str]:
+        """What an error about this guest shows: command line, QEMU's stderr, the console's tail."""
+        return self._running.evidence()
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._running.process.pid
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"pid {self.pid}"
+        return f"<Guest {self.name} ({self.machine.arch}, {self.accel}, {state})>"
+
+    # -- commands and files --------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        input: bytes | str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        timeout: float | None = None,
+        stream: bool | OnOutput = False,
+    ) -> Result:
+        """Run a command in the guest and wait for it to end.
+
+        ``command`` is a string for the guest's shell, or a list of arguments. ``input`` is its standard input,
+        ``env`` is added to its environment, ``cwd`` is its directory. With ``stream=True`` what it writes appears
+        here as it comes as well; with a function, that is called with "stdout" or "stderr" and the bytes, and the
+        result does not keep them. A background child that holds the command's output open is not waited for.
+
+        Raises CommandTimeout after ``timeout`` seconds (the command is killed), and at once GuestPanicked,
+        GuestGone or QemuDied when that happens meanwhile. A program that is not there gives exit code 127, one that
+        cannot be run 126, as a shell does it.
+        """
+        arguments = ["/bin/sh", "-c", command] if isinstance(command, str) else [*command]
+        if not arguments:
+            raise UsageError("an empty list is no command")
+        shown = command if isinstance(command, str) else shlex.join(arguments)
+        data = input.encode() if isinstance(input, str) else input or b""
+        deadline = self._deadline(timeout)
+        kept = _Kept(stream)
+        with self._explained():
+            channel = self._channel()
+            began = time.monotonic()
+            try:
+                wanted = Command(argv=arguments, input=data, env=env or {}, cwd=cwd or "")
+                exit_ = channel.run(wanted, deadline=deadline, on_output=kept)
+            except TimeoutError:
+                raise CommandTimeout(
+                    f"the guest's command {shown!r} did not end within {deadline.seconds:g} s, and was killed",
+                    stdout=bytes(kept.streams["stdout"]),
+                    stderr=bytes(kept.streams["stderr"]),
+                    hint="give it more with timeout=, or all guests with --vm-timeout-scale",
+                ) from None
+        return Result(
+            command=command if isinstance(command, str) else tuple(command),
+            stdout_bytes=bytes(kept.streams["stdout"]),
+            stderr_bytes=bytes(kept.streams["stderr"]),
+            exit_code=128 + exit_.signal if exit_.signal else exit_.status,
+            signal=exit_.signal,
+            duration=time.monotonic() - began,
+        )
+
+    def push(self, src: str | Path, dst: str, *, timeout: float | None = None) -> None:
+        """Copy a file or a tree into the guest, with mode bits; ``dst`` is as for ``cp -r``.
+
+        Raises UsageError if ``src`` is not there, TransferFailed with the guest's own words if it refuses.
+        """
+        transfer.push(self, Path(src), dst, timeout=timeout)
+
+    def pull(self, src: str, dst: str | Path, *, timeout: float | None = None) -> None:
+        """Copy a file or a tree out of the guest, with mode bits; ``dst`` is as for ``cp -r``.
+
+        Raises TransferFailed. What a guest sends is not trusted: nothing is written outside ``dst``.
+        """
+        transfer.pull(self, src, Path(dst), timeout=timeout)
+
+    # -- power ---------------------------------------------------------------------------------------------------
+
+    def wait_up(self, *, timeout: float | None = None) -> Self:
+        """Wait until the guest answers commands. Raises BootTimeout with what was last seen, or its panic at once."""
+        deadline = Deadline((timeout or self.boot_timeout) * self.timeout_scale)
+        with self._explained():
+            if not self._uplink.connect(deadline):
+                seen = self.console.tail_text(1).strip() or "nothing at all"
+                raise BootTimeout(
+                    f"the guest did not answer within {deadline.seconds:g} s of its start; last seen: {seen}",
+                    hint="see its console below; a slow host or accelerator needs --vm-timeout-scale, "
+                    "a guest of your own with neither agent nor shell is driven by boot(wait=False)",
+                )
+        self.boot_seconds = time.monotonic() - self._started
+        return self
+
+    def shutdown(self, *, timeout: float | None = None) -> None:
+        """Power off from inside and wait until QEMU has ended. Raises GuestError if it does not in time."""
+        deadline = self._deadline(timeout)
+        self._last_words("sync; poweroff -f || poweroff", deadline)
+        if self._running.process.wait(deadline) is None:
+            raise GuestError(f"the guest did not power off within {deadline.seconds:g} s", evidence=self.evidence)
+        self.close()
+
+    def reboot(self, *, timeout: float | None = None) -> Self:
+        """Reboot from inside and wait until it is up again. Raises GuestError, BootTimeout or its panic."""
+        deadline = self._deadline(timeout)
+        resets = self._running.resets
+        self._last_words("sync; reboot -f || reboot", deadline)
+        if not self._running.wait_reset(resets, deadline):
+            raise GuestError(f"the guest did not reboot within {deadline.seconds:g} s", evidence=self.evidence)
+        return self._up_again()
+
+    def reset(self) -> Self:
+        """Press the reset button, and wait until it is up again. A crashed guest lives again by this."""
+        resets = self._running.resets
+        self._running.press_reset()
+        self._running.wait_reset(resets, Deadline(30 * self.timeout_scale))
+        return self._up_again()
+
+    def _up_again(self) -> Self:
+        self._started = time.monotonic()
+        return self.wait_up()
+
+    def _last_words(self, command: str, deadline: Deadline) -> None:
+        """Run what ends the guest's life: no answer is the expected one."""
+        channel = self._channel()
+        if channel.kind is Channel.CONSOLE:  # it would wait for the answer until the deadline
+            self.console.sendline(command)
+            return
+        resets = self._running.resets
+        wanted = Command(argv=["/bin/sh", "-c", command])
+        try:
+            channel.run(wanted, deadline=deadline, on_output=lambda stream, data: None)
+        except (TimeoutError, GuestGone):
+            if self._running.resets == resets and not self._running.verdict.is_set:
+                raise GuestError(f"{command!r} did not end the guest", evidence=self.evidence) from None
+
+    def pause(self) -> None:
+        """Stop its CPUs; its clock stands still."""
+        self._running.pause()
+
+    def resume(self) -> None:
+        """Let its CPUs go on."""
+        self._running.resume()
+
+    def wait(self, *, timeout: float | None = None) -> int:
+        """Wait until it has powered off; QEMU's exit code. Raises GuestPanicked at once, GuestError after ``timeout``
+        (by default it waits without limit).
+        """
+        deadline = Deadline(timeout * self.timeout_scale) if timeout else Deadline.never()
+        if self._running.wait_end(deadline):
+            exit_code = self._running.process.returncode
+            if exit_code == 0:
+                return 0
+            self._running.verdict.check()
+        raise GuestError(f"the guest did not power off within {deadline.seconds:g} s", evidence=self.evidence)
+
+    def kill(self) -> None:
+        """Pull the plug: QEMU is killed, and nothing of the guest remains but its logs where they were asked for."""
+        self.close()
+
+    def qmp(self, command: str, **arguments: object) -> object:
+        """Run a QMP command and return what it returns. Raises QmpError with QEMU's words."""
+        return self._running.execute(command, **arguments)
+
+    def close(self) -> None:
+        """As ``kill``; a second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._uplink.close()
+            self._running.close()
+            self._workdir.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return Deadline((self.timeout if timeout is None else timeout) * self.timeout_scale)
+
+    def _channel(self) -> CommandChannel:
+        if self._closed:
+            raise UsageError(f"{self.name} has ended: it was shut down or killed")
+        if self._uplink.channel is None:
+            self.wait_up()
+        assert self._uplink.channel is not None
+        return self._uplink.channel
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Whatever goes wrong here shows the guest's command line, QEMU's stderr and the console's tail."""
+        try:
+            yield
+        except UsageError:
+            raise
+        except VmtestError as error:
+            error.evidence |= {title: text for title, text in self.evidence.items() if title not in error.evidence}
+            raise
+
+
+class _Kept:
+    """Takes a command's output: keeps it, shows it, or hands it on, as ``stream`` says."""
+
+    def __init__(self, stream: bool | OnOutput) -> None:
+        self.streams = {"stdout": bytearray(), "stderr": bytearray()}
+        self._stream = stream
+
+    def __call__(self, name: str, data: bytes) -> None:
+        if callable(self._stream):
+            self._stream(name, data)
+            return
+        if self._stream:
+            target = sys.stdout if name == "stdout" else sys.stderr
+            target.write(data.decode(errors="replace"))
+            target.flush()
+        self.streams[name] += data
+        if len(self.streams[name]) > OUTPUT_LIMIT:
+            raise GuestError(
+                f"the guest's command wrote more than {OUTPUT_LIMIT >> 20} MiB to its {name}",
+                hint="take it as it comes with stream=FUNCTION, or redirect it into a file of the guest",
+            )

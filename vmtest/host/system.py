@@ -1,0 +1,68 @@
+"""Plain facts of the host: its system and architecture, its package manager, its boot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from vmtest.errors import HostError
+from vmtest.model.arch import ARCHES
+
+__all__ = ["boot_id", "guarded", "host_arch", "install_hint", "require_linux"]
+
+_INSTALL = {
+    "dnf": "dnf install -y /usr/bin/{program}",
+    "zypper": "zypper install -y --capability /usr/bin/{program}",
+    "pacman": "pacman -S qemu-full",
+}
+"""How the other package managers find a program without its package's name being known (pacman: all of QEMU)."""
+
+
+def require_linux() -> None:
+    """Raises HostError where the host does not run Linux."""
+    system = os.uname().sysname if hasattr(os, "uname") else os.name
+    if system != "Linux":
+        raise HostError(
+            f"vmtest runs on Linux hosts, and this one runs {system}",
+            hint="run it in a Linux machine or virtual machine",
+        )
+
+
+def host_arch() -> str:
+    """The host's architecture by its name in ARCHES where it has one ("amd64" is "x86_64"), else the kernel's."""
+    machine = os.uname().machine
+    for row in ARCHES.values():
+        if machine == row.name or machine in row.aliases:
+            return row.name
+    return machine
+
+
+def install_hint(package: str, program: str) -> str:
+    """The command that installs the program: by Debian's package name where apt exists, else by the program."""
+    if shutil.which("apt-get"):
+        return f"apt-get install -y {package}"
+    for manager, command in _INSTALL.items():
+        if shutil.which(manager):
+            return command.format(program=program)
+    return f"install the package of your distribution that has {program} (Debian calls it {package})"
+
+
+def boot_id() -> str:
+    """What tells this boot of the host from every other (random(4)); "" where it cannot be read."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def guarded(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """The command line behind ``setpriv`` (util-linux), so that the kernel kills it when our process dies.
+
+    Without util-linux's setpriv the command line itself: it then lives at most until its deadline, unless we die.
+    """
+    setpriv = shutil.which("setpriv")
+    # BusyBox has a setpriv that knows no --pdeathsig.
+    if setpriv is None or Path(setpriv).resolve().name.startswith("busybox"):
+        return argv
+    return (setpriv, "--pdeathsig", "KILL", "--", *argv)

@@ -1,0 +1,93 @@
+"""What the command line, the ini file and the project's declarations say of guests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmtest import config as project
+from vmtest.errors import UsageError
+from vmtest.model.options import OPTIONS
+from vmtest.model.spec import GuestSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["SETTINGS", "Settings", "add_options", "read_settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """``name`` is the default guest's; ``ini`` and ``given`` what the ini file and the command line say of all guests.
+
+    ``artifacts`` is where logs are kept, None for pytest's own temporary directory.
+    """
+
+    project: project.Config
+    name: str | None
+    ini: GuestSpec
+    given: GuestSpec
+    artifacts: Path | None
+
+    def spec(self, name: str | None, said: Mapping[str, object], *, where: str) -> GuestSpec:
+        """What a test gets: command line over marker or call over the guest's declaration over the ini file."""
+        guest = self.project.spec(name or self.name)
+        return self.given.over(GuestSpec.parse(said, where=where).over(guest.over(self.ini)))
+
+
+SETTINGS = pytest.StashKey[Settings]()
+
+_GUEST = (
+    "the guest that the `guest` fixture boots: an image (vmtest list), its folder, or a name in [tool.vmtest.guests]"
+)
+_ARTIFACTS = "keep the console logs and QEMU's command lines of all tests in this directory (of failed ones by default)"
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add ``--vm-NAME`` for each row of OPTIONS, and the ini option ``vm_name`` of the same meaning."""
+    group = parser.getgroup("vmtest", "guests under QEMU or KVM (vmtest)")
+    group.addoption("--vm-guest", metavar="NAME", help=_GUEST)
+    parser.addini("vm_guest", f"as --vm-guest: {_GUEST}")
+    for option in OPTIONS:
+        flag, dest = f"--vm-{option.flag}", f"vm_{option.field}"
+        if option.off:
+            group.addoption(flag, action="store_const", const=False, dest=dest, help=option.help)
+            parser.addini(dest, f"false: as {flag}", type="bool", default=True)
+        else:
+            group.addoption(flag, metavar=option.metavar, dest=dest, help=option.help)
+            parser.addini(dest, f"as {flag}: {option.help}")
+    group.addoption("--vm-artifacts", metavar="DIR", help=_ARTIFACTS)
+    parser.addini("vm_artifacts", f"as --vm-artifacts: {_ARTIFACTS}")
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """What was said. Raises UsageError for what cannot be, before any test runs."""
+    given = {o.field: value for o in OPTIONS if (value := config.getoption(f"vm_{o.field}")) is not None}
+    ini = {o.field: value for o in OPTIONS if (value := config.getini(f"vm_{o.field}")) not in ("", None, True)}
+    artifacts = config.getoption("vm_artifacts") or config.getini("vm_artifacts")
+    name = config.getoption("vm_guest")
+    settings = Settings(
+        project=project.find(config.rootpath),
+        name=name or config.getini("vm_guest") or None,
+        ini=GuestSpec.parse(ini, where="the ini file", base=config.inipath.parent if config.inipath else None),
+        given=GuestSpec.parse(given, where="the command line", base=config.invocation_params.dir),
+        artifacts=config.invocation_params.dir / artifacts if artifacts else None,
+    )
+    if (name or given) and not hasattr(config, "workerinput"):
+        _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    """Somebody asked for something on this command line: say now, and not once a test, that it cannot be."""
+    # Imported here: a pytest run that boots no guest does not pay for it.
+    from vmtest.resolve import check
+
+    try:
+        check(settings.spec(None, {}, where="the command line"))
+    except UsageError as error:
+        error.message = f"vmtest: {error.message}"
+        raise

@@ -1,0 +1,280 @@
+"""The host's end of vmtest's own agent (images/_agent/agent.c): commands over one port, raw bytes in frames.
+
+A frame is a 12-byte little-endian header {u32 type, u32 id, u32 length} and its payload, at most 64 KiB. ``id`` is
+the host's number for a command.
+
+    type        sent by  payload
+    HELLO       host     a nonce of 16 bytes: the guest kills what it runs and answers
+                guest    the nonce and the u32 protocol version
+    SPAWN       host     u32 arguments, u32 variables, then cwd, each argument, each NAME=value, all ended by NUL
+    STDIN       host     standard input; without payload its end. At most 64 KiB may be unconfirmed
+    STDIN_DONE  guest    u32 bytes of standard input that the command has taken
+    KILL        host     u32 signal, sent to the command's process group
+    STDOUT      guest    what the command wrote
+    STDERR      guest    likewise
+    EXIT        guest    u32 status, u32 signal (0 where it exited)
+    REFUSED     guest    why the command could not be started
+    PING        both     the guest answers with the same
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import select
+import socket
+import struct
+import threading
+from collections import deque
+
+from vmtest.deadline import Deadline
+from vmtest.errors import GuestError, GuestGone, UsageError
+from vmtest.model.machine import Channel
+from vmtest.qemu import loop
+from vmtest.qemu.channel import Command, Exit, OnOutput
+from vmtest.qemu.verdict import Verdict
+
+__all__ = ["Agent"]
+
+HELLO, SPAWN, STDIN, KILL, STDIN_DONE, STDOUT, STDERR, EXIT, REFUSED, PING = range(1, 11)
+RESET = 0  # not of the protocol: put into a queue when the guest was reset
+STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
+HEADER = struct.Struct("<III")
+TWO = struct.Struct("<II")
+HELLO_ID = 0x74736D76
+PROTOCOL = 1
+PAYLOAD = 1 << 16
+WINDOW = 1 << 16
+"""Bytes of standard input that may be under way: what the guest keeps room for."""
+INPUT_PIECE = 1 << 15
+BACKLOG = 1 << 24
+"""Bytes of output waiting for a slow caller at which the guest is made to wait."""
+READ = 1 << 18
+SIGKILL = 9
+
+
+class Agent:
+    """Runs commands through the agent; several threads may run one each at the same time."""
+
+    kind = Channel.AGENT
+
+    def __init__(self, sock: socket.socket, verdict: Verdict) -> None:
+        """Speak on ``sock``, which is ours from here on; wake up with the verdict's error when there is one."""
+        self._sock = sock
+        self._verdict = verdict
+        self._ids = itertools.count(1)
+        self._sending = threading.Lock()
+        self._changed = threading.Condition()
+        self._queues: dict[int, deque[tuple[int, bytes]]] = {}
+        self._backlog = 0
+        self._paused = False
+        self._closed = False
+        self._received = bytearray()
+        self._nonce = b""
+        self._awaited: bytes | None = None
+        verdict.on_set(self._wake)
+        sock.setblocking(False)
+        loop.call(lambda running: running.add_reader(sock.fileno(), self._readable, running))
+
+    # -- reading, in the background thread ---------------------------------------------------------------------
+
+    def _readable(self, running: asyncio.AbstractEventLoop) -> None:
+        try:
+            data = self._sock.recv(READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        with self._changed:
+            self._received += data
+            self._closed = not data
+            self._parse()
+            self._paused = self._backlog > BACKLOG
+            if self._closed or self._paused:
+                running.remove_reader(self._sock.fileno())
+            self._changed.notify_all()
+
+    def _parse(self) -> None:
+        buffer, at = self._received, 0
+        if self._awaited is not None:  # what comes before the answer to our HELLO is of another life
+            found = buffer.find(self._awaited)
+            if found < 0:
+                del buffer[: -len(self._awaited)]
+                return
+            at, self._awaited = found, None
+        while len(buffer) - at >= HEADER.size:
+            kind, number, size = HEADER.unpack_from(buffer, at)
+            if len(buffer) - at - HEADER.size < size:
+                break
+            start = at + HEADER.size
+            at = start + size
+            if number in self._queues:
+                self._queues[number].append((kind, bytes(buffer[start:at])))
+                self._backlog += size
+        del buffer[:at]
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # -- the channel -------------------------------------------------------------------------------------------
+
+    def connect(self, deadline: Deadline) -> bool:
+        """Say HELLO and wait for the answer, discarding what an earlier life of the guest had left.
+
+        A HELLO that has not been answered yet is not said again: QEMU holds it until the guest opens its port.
+        """
+        if self._awaited is None:
+            nonce = os.urandom(16)
+            with self._changed:
+                self._awaited = HEADER.pack(HELLO, HELLO_ID, 20) + nonce
+                self._received.clear()
+                self._queues[HELLO_ID] = deque()
+            self._send(HELLO, HELLO_ID, nonce, deadline)
+        answer = self._next(HELLO_ID, deadline)
+        if answer is None:
+            return False
+        version = struct.unpack_from("<I", answer[1], 16)[0]
+        if version != PROTOCOL:
+            raise UsageError(
+                f"the guest's agent speaks protocol {version}, this vmtest speaks {PROTOCOL}",
+                hint="build the image again: vmtest image rm NAME",
+            )
+        return True
+
+    def forget(self) -> None:
+        """The guest has been reset: whoever waits for a command gets GuestGone; ``connect`` begins anew."""
+        with self._changed:
+            self._awaited = None
+            for number, queue in self._queues.items():
+                if number != HELLO_ID:
+                    queue.append((RESET, b""))
+            self._changed.notify_all()
+
+    def answers(self, deadline: Deadline) -> bool:
+        """Whether the agent answers a PING. Unlike everything else this ignores the verdict."""
+        number = next(self._ids)
+        with self._changed:
+            self._queues[number] = deque()
+        try:
+            self._sock.send(HEADER.pack(PING, number, 0))
+            with self._changed:
+                return bool(self._changed.wait_for(lambda: self._queues[number], deadline.timeout))
+        except OSError:
+            return False
+        finally:
+            with self._changed:
+                del self._queues[number]
+
+    def run(self, command: Command, *, deadline: Deadline, on_output: OnOutput) -> Exit:
+        """Run a command; see CommandChannel. Raises GuestError where the guest cannot start any."""
+        number = next(self._ids)
+        payload = _spawn_payload(command)
+        with self._changed:
+            self._queues[number] = deque()
+        try:
+            self._send(SPAWN, number, payload, deadline)
+            return self._follow(number, command.input, deadline, on_output)
+        except (TimeoutError, KeyboardInterrupt):
+            self._end(number)
+            raise
+        finally:
+            with self._changed:
+                self._backlog -= sum(len(data) for _, data in self._queues.pop(number))
+
+    def _follow(self, number: int, stdin: bytes, deadline: Deadline, on_output: OnOutput) -> Exit:
+        sent = taken = 0
+        open_ = True
+        while True:
+            while open_ and sent - taken < WINDOW:
+                piece = stdin[sent : sent + min(INPUT_PIECE, WINDOW - (sent - taken))]
+                self._send(STDIN, number, piece, deadline)
+                sent += len(piece)
+                open_ = bool(piece)
+            frame = self._next(number, deadline)
+            if frame is None:
+                raise TimeoutError
+            kind, data = frame
+            if kind in STREAMS:
+                on_output(STREAMS[kind], data)
+            elif kind == STDIN_DONE:
+                taken += struct.unpack("<I", data)[0]
+            elif kind == EXIT:
+                status, signal = TWO.unpack(data)
+                return Exit(status, signal or None)
+            elif kind == REFUSED:
+                raise GuestError(f"the guest could not start the command: {data.decode()}")
+
+    def _end(self, number: int) -> None:
+        """Kill a command that is no longer wanted; its EXIT is waited for, so that it is gone when we return."""
+        patience = Deadline(5)
+        try:
+            self._send(KILL, number, struct.pack("<I", SIGKILL), patience)
+            while (frame := self._next(number, patience)) and frame[0] != EXIT:
+                pass
+        except (GuestError, TimeoutError):
+            return
+
+    def _next(self, number: int, deadline: Deadline) -> tuple[int, bytes] | None:
+        with self._changed:
+            queue = self._queues[number]
+            while not queue:
+                self._verdict.check()
+                if self._closed:
+                    raise GuestGone("the guest's agent port closed")
+                if deadline.expired:
+                    return None
+                self._changed.wait(deadline.timeout)
+            kind, data = queue.popleft()
+            if kind == RESET:
+                raise GuestGone("the guest was reset while a command ran")
+            self._backlog -= len(data)
+            if self._paused and self._backlog < BACKLOG // 2:
+                self._paused = False
+                loop.post(lambda running: running.add_reader(self._sock.fileno(), self._readable, running))
+            return kind, data
+
+    def _send(self, kind: int, number: int, payload: bytes, deadline: Deadline) -> None:
+        rest = memoryview(HEADER.pack(kind, number, len(payload)) + payload)
+        with self._sending:
+            while rest:
+                try:
+                    rest = rest[self._sock.send(rest) :]
+                except BlockingIOError:
+                    self._verdict.check()
+                    if deadline.expired:
+                        raise TimeoutError from None
+                    select.select([], [self._sock], [], min(0.1, deadline.remaining))
+                except OSError:
+                    self._verdict.check()
+                    raise GuestGone("the guest's agent port closed") from None
+
+    def close(self) -> None:
+        """Stop reading and close the socket."""
+
+        def forget(running: asyncio.AbstractEventLoop) -> None:
+            if self._sock.fileno() >= 0:
+                running.remove_reader(self._sock.fileno())
+            self._sock.close()
+
+        loop.call(forget)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def _spawn_payload(command: Command) -> bytes:
+    variables = [f"{name}={value}" for name, value in command.env.items()]
+    texts = [command.cwd, *command.argv, *variables]
+    if any("\0" in text for text in texts):
+        raise UsageError("a command's arguments, variables and directory cannot hold a NUL byte")
+    body = b"".join(os.fsencode(text) + b"\0" for text in texts)
+    payload = TWO.pack(len(command.argv), len(variables)) + body
+    if len(payload) > PAYLOAD or len(texts) > 2000:
+        raise UsageError(
+            f"the command line and environment have {len(body)} bytes in {len(texts)} strings; the agent takes "
+            f"{PAYLOAD - TWO.size} bytes in 2000",
+            hint="pass long data as input=, or push a file",
+        )
+    return payload

@@ -1,0 +1,89 @@
+"""Looking for a pattern in text that arrives in pieces."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from vmtest.errors import UsageError
+from vmtest.qemu.bytequeue import ByteQueue
+
+__all__ = ["KEPT", "Search", "compiled", "listed"]
+
+LOOKBACK = 1 << 14
+"""A match may be this long, and no longer, when it arrives in pieces: this much is searched again."""
+KEPT = 1 << 20
+"""Unread bytes kept while nobody expects anything; older ones are in the log only. More would not stay in the CPU's
+cache, which costs a third of the speed."""
+
+
+class Search:
+    """One ``expect``: looks at what is printed until something matches.
+
+    It does so in the thread that reads the socket: waking another thread for each piece costs more than most
+    searches, and Python would not let the two run at the same time.
+    """
+
+    def __init__(self, searcher: Any) -> None:
+        self.seen = ByteQueue()
+        """What it has looked at; after a match what is left of it."""
+        self.index = -1
+        self._searcher = searcher
+        self._lookback = getattr(searcher, "longest_string", LOOKBACK)
+        self._window = b""
+        self._before = b""
+        self._error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.index >= 0 or self._error is not None
+
+    def feed(self, data: bytes) -> None:
+        # One byte more than is searched, so that ^ does not take the window's edge for the beginning of a line.
+        window = self._window[-self._lookback - 1 :] + data
+        self.seen.append(data)
+        searcher = self._searcher
+        try:
+            self.index = searcher.search(window, len(data), min(len(window), self._lookback + len(data)))
+        except BaseException as error:  # a regular expression may exhaust the memory: that is the caller's
+            self._error = error
+        self._window = window
+        if self.index < 0:
+            self.seen.trim(KEPT)
+            return
+        self._before = self.seen.join()[: -(len(window) - searcher.start)]
+        self.seen.clear()
+        self.seen.append(window[searcher.end :])
+
+    def forget(self) -> None:
+        self.seen.clear()
+        self._window = b""
+
+    def result(self, end: type[Exception] | None) -> tuple[bytes, Any, Any]:
+        """Before, after and match, as pexpect has them."""
+        if self._error is not None:
+            raise self._error
+        if end is not None:
+            return self.seen.join(), end, None
+        searcher = self._searcher
+        return self._before, self._window[searcher.start : searcher.end], searcher.match
+
+
+def listed(item: Any) -> list[Any]:
+    return list(item) if isinstance(item, (list, tuple)) else [item]
+
+
+def compiled(pattern: Any) -> Any:
+    """A pattern as pexpect's searcher takes it: over bytes, and the dot matches newlines."""
+    if isinstance(pattern, re.Pattern):
+        if isinstance(pattern.pattern, bytes):
+            return pattern
+        return re.compile(pattern.pattern.encode(), pattern.flags & ~re.UNICODE)
+    if not isinstance(pattern, (str, bytes)):
+        return pattern
+    try:
+        return re.compile(pattern.encode() if isinstance(pattern, str) else pattern, re.DOTALL)
+    except re.error as error:
+        raise UsageError(
+            f"{pattern!r} is no regular expression: {error}", hint="expect_exact takes plain text"
+        ) from None

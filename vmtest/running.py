@@ -1,0 +1,265 @@
+"""A QEMU that runs: its process, monitor and console wired together, and whatever ends it seen at once."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from vmtest.crash import CrashScanner
+from vmtest.deadline import Deadline
+from vmtest.errors import GuestGone, GuestPanicked, HostError, QemuDied, QmpError, VmtestError
+from vmtest.host import Qemu
+from vmtest.model.machine import Channel, Machine
+from vmtest.model.observation import CrashReport, Severity
+from vmtest.qemu.argv import Wiring, argv, shown
+from vmtest.qemu.console import Console
+from vmtest.qemu.process import Process, how_it_ended
+from vmtest.qemu.qmp import Event, Qmp
+from vmtest.qemu.verdict import Verdict
+
+__all__ = ["Running"]
+
+SETTLE = 0.3
+"""Seconds of silence after which a crash report on the console is taken for complete."""
+LONGEST_REPORT = 3.0
+REPORTS = 1000
+"""Crash reports kept of one guest."""
+ALIVE = 0.5
+"""Seconds that a guest whose console shows a panic has to prove that it lives: somebody may have printed the text."""
+
+
+class Running:
+    """One QEMU from its start to its end, with the evidence that errors show.
+
+    ``verdict`` is set when the guest's kernel panics or QEMU ends; ``reports`` are the crash reports seen so far.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        qemu: Qemu,
+        *,
+        directory: Path,
+        pid_file: Path,
+        environment: Mapping[str, str],
+        scale: float,
+        timeout: float,
+    ) -> None:
+        """Start QEMU with its logs in ``directory``. Raises QemuDied with its own words if it does not come up."""
+        self.machine = machine
+        self.verdict = Verdict()
+        self.reports: list[CrashReport] = []
+        self.resets = 0
+        self.alive: Callable[[Deadline], bool] = lambda deadline: False
+        self.on_text: Callable[[bytes], None] = lambda data: None
+        self.on_reset: Callable[[], None] = lambda: None
+        self._scale = scale
+        self._ending = False
+        self._changed = threading.Condition()
+        self._shutdown: Event | None = None
+        self.verdict.on_set(self._wake)
+        self._stopped_by_us = False
+        self._scanner = CrashScanner()
+        self._scanning = threading.Lock()
+        self._printed = threading.Event()
+        self._judging = False
+        self._judged = 0
+        self.qmp: Qmp | None = None
+
+        with_agent = machine.channel is not Channel.CONSOLE
+        pairs = {name: socket.socketpair() for name in ("console", "qmp", *(["agent"] if with_agent else []))}
+        theirs = {name: pair[1].fileno() for name, pair in pairs.items()}
+        wiring = Wiring.sockets(console=theirs["console"], qmp=theirs["qmp"], agent=theirs.get("agent"))
+        self.command_line = shown(
+            argv(machine, Wiring.by_hand(agent=with_agent), binary=str(qemu.path), sandbox=qemu.sandbox)
+        )
+        self.agent_socket = pairs["agent"][0] if with_agent else None
+        self.console = Console(
+            pairs["console"][0],
+            log=directory / "console.log",
+            verdict=self.verdict,
+            on_data=self._on_console,
+            timeout=timeout * scale,
+        )
+        try:
+            self.process = Process(
+                argv(machine, wiring, binary=str(qemu.path), sandbox=qemu.sandbox),
+                stderr=directory / "qemu.stderr",
+                environment=environment,
+                pass_fds=list(theirs.values()),
+                on_exit=self._on_exit,
+            )
+        except BaseException:
+            self._close_sockets(pairs)
+            raise
+        finally:
+            for _, end in pairs.values():
+                end.close()
+        try:
+            pid_file.write_text(f"{self.process.pid}\n")
+            self.qmp = Qmp(pairs["qmp"][0], on_event=self._on_event, deadline=Deadline(20 * scale))
+        except BaseException as error:
+            self._explain_and_close(error)
+            raise
+
+    def _close_sockets(self, pairs: Mapping[str, tuple[socket.socket, socket.socket]]) -> None:
+        self.console.close()
+        for name, (ours, _) in pairs.items():
+            if name != "console":
+                ours.close()
+
+    def _explain_and_close(self, error: BaseException) -> None:
+        """QMP did not come up. If QEMU has ended, that is the reason, and its stderr says why."""
+        exit_code = self.process.wait(Deadline(1)) if isinstance(error, QmpError) else None
+        self._ending = True
+        self.close()
+        if exit_code is not None:
+            raise self._died(exit_code) from None
+
+    # -- what is seen, in the background thread ------------------------------------------------------------------
+
+    def _on_console(self, data: bytes) -> None:
+        self._printed.set()
+        self.on_text(data)
+        with self._scanning:
+            fresh = self._scanner.feed(data)
+            self.reports += fresh[: REPORTS - len(self.reports)]
+            crashed = self._scanner.pending or any(report.severity >= Severity.FATAL for report in fresh)
+            if crashed and not self._judging:
+                self._judging = True
+                threading.Thread(target=self._judge, name="vmtest-crash", daemon=True).start()
+
+    def _judge(self) -> None:
+        """A crash report has begun: wait for its rest, and see whether the guest has survived it."""
+        resets, most = self.resets, Deadline(LONGEST_REPORT * self._scale)
+        while self._printed.wait(SETTLE) and self._scanner.pending and not most.expired:
+            self._printed.clear()
+        with self._scanning:
+            self.reports += self._scanner.flush()[: REPORTS - len(self.reports)]
+            fatal = [report for report in self.reports[self._judged :] if report.severity >= Severity.FATAL]
+            self._judged = len(self.reports)
+            self._judging = False
+        if fatal and resets == self.resets and not self.alive(Deadline(ALIVE * self._scale)):
+            self.verdict.set(lambda: self._panicked(fatal[-1]))
+
+    def _panicked(self, report: CrashReport) -> VmtestError:
+        return GuestPanicked(
+            f"the guest's kernel crashed: {report.title}",
+            report=report,
+            evidence={"kernel's report": report.text} | self.evidence() | {"console tail": ""},
+        )
+
+    def _on_event(self, event: Event) -> None:
+        match event.get("event"):
+            case "SHUTDOWN":
+                self._shutdown = event
+            case "RESET":
+                self._was_reset()
+            case "STOP" if not self._stopped_by_us and not self._ending:
+                threading.Thread(target=self._why_stopped, name="vmtest-stop", daemon=True).start()
+
+    def _was_reset(self) -> None:
+        self.verdict.clear()  # a crashed guest lives again
+        self.on_reset()
+        with self._changed:
+            self.resets += 1
+            self._changed.notify_all()
+
+    def _why_stopped(self) -> None:
+        """QEMU stopped the guest by itself: KVM met what it cannot run, or a disk is full."""
+        with contextlib.suppress(QmpError):
+            status = self.qmp.execute("query-status")["status"] if self.qmp else "unknown"
+            if status in ("internal-error", "io-error", "guest-panicked"):
+                self.verdict.set(
+                    lambda: HostError(
+                        f"QEMU stopped the guest with status {status!r} under {self.machine.accel}",
+                        hint="its stderr below holds the registers and the code bytes"
+                        if status == "internal-error"
+                        else "",
+                        evidence=self.evidence(),
+                    )
+                )
+
+    def _on_exit(self, exit_code: int) -> None:
+        if self._ending:
+            return
+        if exit_code == 0:
+            reason = ((self._shutdown or {}).get("data") or {}).get("reason", "unknown")
+            self.verdict.set(
+                lambda: GuestGone(f"the guest has powered off (QEMU's reason: {reason})", evidence=self.evidence())
+            )
+        else:
+            self.verdict.set(lambda: self._died(exit_code))
+
+    def _died(self, exit_code: int) -> VmtestError:
+        return QemuDied(f"QEMU {how_it_ended(exit_code)}", exit_code=exit_code, evidence=self.evidence())
+
+    # -- what the guest uses -------------------------------------------------------------------------------------
+
+    def evidence(self) -> dict[str, str]:
+        """What every error about this guest shows."""
+        return {
+            "QEMU command line": self.command_line,
+            "QEMU stderr": self.process.stderr if hasattr(self, "process") else "",
+            "console tail": self.console.tail_text(),
+        }
+
+    def execute(self, command: str, **arguments: object) -> object:
+        """A QMP command; raises the verdict's error where the guest has ended, else QmpError."""
+        self.verdict.check()
+        assert self.qmp is not None
+        try:
+            return self.qmp.execute(command, timeout=30 * self._scale, **arguments)
+        except QmpError as error:
+            self.process.wait(Deadline(1) if self.qmp.closed else Deadline(0))
+            self.verdict.check()
+            error.evidence |= self.evidence()
+            raise
+
+    def pause(self) -> None:
+        """Stop the guest's CPUs."""
+        self._stopped_by_us = True
+        self.execute("stop")
+
+    def resume(self) -> None:
+        """Let them run again."""
+        self.execute("cont")
+        self._stopped_by_us = False
+
+    def press_reset(self) -> None:
+        """Reset the machine, crashed or not."""
+        assert self.qmp is not None
+        self.qmp.execute("system_reset", timeout=30 * self._scale)
+
+    def wait_reset(self, after: int, deadline: Deadline) -> bool:
+        """Wait until the machine has been reset more than ``after`` times; raises the verdict's error at once."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.resets > after or self.verdict.is_set, deadline.timeout)
+        if self.resets <= after:
+            self.verdict.check()
+        return self.resets > after
+
+    def wait_end(self, deadline: Deadline) -> bool:
+        """Wait until QEMU has ended or the guest has crashed; whether one has happened."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self.process.returncode is not None or self.verdict.is_set, deadline.timeout
+            )
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> int:
+        """Kill QEMU and close everything; its exit code."""
+        self._ending = True
+        exit_code = self.process.kill()
+        if self.qmp is not None:
+            self.qmp.close()
+        self.console.close()
+        if self.agent_socket is not None:
+            self.agent_socket.close()
+        return exit_code

@@ -1,0 +1,87 @@
+"""Which way commands reach a guest, found out while it boots."""
+
+from __future__ import annotations
+
+import threading
+
+from vmtest.deadline import Deadline
+from vmtest.errors import GuestError
+from vmtest.model.machine import Channel
+from vmtest.qemu.agent import Agent
+from vmtest.qemu.channel import CommandChannel
+from vmtest.qemu.qga import Qga
+from vmtest.qemu.shell import Shell
+from vmtest.running import Running
+
+__all__ = ["Uplink"]
+
+READY = b"vmtest-init: ready"
+"""Printed by images/_init/init once it has started its agent, if it could."""
+GRACE = 2.0
+"""Seconds that an agent may take after that line: it was started before it."""
+
+
+class Uplink:
+    """The command channel of a guest, chosen once and found again after each reset.
+
+    ``channel`` is None until ``connect`` has succeeded.
+    """
+
+    def __init__(self, running: Running, *, expects_agent: bool) -> None:
+        self.channel: CommandChannel | None = None
+        self._running = running
+        self._candidate = self._first(running.machine.channel, expects_agent)
+        self._ready = threading.Event()
+        self._seen = b""
+        running.on_text = self._look
+        running.on_reset = self._forget
+        running.alive = self._alive
+
+    def _first(self, wanted: Channel, expects_agent: bool) -> CommandChannel:
+        running = self._running
+        if wanted is Channel.CONSOLE or (wanted is Channel.AUTO and not expects_agent):
+            return Shell(running.console, running.verdict)
+        assert running.agent_socket is not None
+        kind = Qga if wanted is Channel.QGA else Agent
+        return kind(running.agent_socket, running.verdict)
+
+    def _look(self, data: bytes) -> None:
+        if not self._ready.is_set():
+            self._seen = self._seen[-len(READY) :] + data
+            if READY in self._seen:
+                self._ready.set()
+
+    def _forget(self) -> None:
+        self.channel = None
+        self._seen = b""
+        self._ready.clear()
+        if isinstance(self._candidate, Agent):
+            self._candidate.forget()
+
+    def _alive(self, deadline: Deadline) -> bool:
+        return self.channel is not None and self.channel.answers(deadline)
+
+    def connect(self, deadline: Deadline) -> bool:
+        """Wait for the guest to answer; whether it did before the deadline. Raises its panic or its end at once."""
+        may_change = self._running.machine.channel is Channel.AUTO and isinstance(self._candidate, Agent)
+        grace: Deadline | None = None
+        while not deadline.expired:
+            if self._candidate.connect(deadline.sooner(0.2) if may_change else deadline):
+                self.channel = self._candidate
+                return True
+            if may_change and self._ready.is_set():
+                grace = grace or deadline.sooner(GRACE)
+                if grace.expired:  # its init is up and found no agent port: a kernel without virtio, say
+                    self._candidate = Shell(self._running.console, self._running.verdict)
+                    may_change = False
+        if self._running.machine.channel is Channel.AGENT and self._ready.is_set():
+            raise GuestError(
+                "the guest is up, but its agent does not answer",
+                hint="its kernel needs CONFIG_VIRTIO_PCI and CONFIG_VIRTIO_CONSOLE, built in or as modules of "
+                "the image; or use the console as channel",
+            )
+        return False
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self._candidate.close()
