@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from vmtest.errors import HostError
 
 __all__ = ["digest", "lock", "root", "write"]
@@ -39,7 +37,7 @@ def lock(name: str, *, waiting: Callable[[], object] | None = None) -> Iterator[
 
     ``waiting`` is called once if another process holds it.
     """
-    from filelock import FileLock  # 10 ms that who only looks something up need not pay
+    from filelock import FileLock, Timeout  # 10 ms that who only looks something up need not pay
 
     path = root() / "locks" / f"{name}.lock"
     path.parent.mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shlex
 import shutil
 import tarfile
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from vmtest.guest import Guest
 
 __all__ = ["pull", "push"]
+
+
+PULL = """
+if [ -d "$1" ]; then tar -cf - -C "$2" "$3"; else stat -L -c 'mode %a' "$1" >&2 && cat "$1"; fi
+"""
+"""A file is read and not archived: those of /proc and /sys say that they have no size."""
 
 
 def push(guest: Guest, src: Path, dst: str, *, timeout: float | None = None) -> None:
@@ -56,24 +63,31 @@ def pull(guest: Guest, src: str, dst: Path, *, timeout: float | None = None) -> 
     path = PurePosixPath(src)
     if not path.name:
         raise UsageError(f"{src!r} cannot be pulled: name a file or a directory in it")
-    result = guest.run(["tar", "-cf", "-", "-C", str(path.parent), path.name], timeout=timeout)
+    result = guest.run(["/bin/sh", "-c", PULL, "sh", src, str(path.parent), path.name], timeout=timeout)
     if not result.ok:
         raise TransferFailed(
             f"{src} could not be pulled: {_words(result.stderr, result.exit_code)}", evidence=guest.evidence
         )
     target = dst / path.name if dst.is_dir() else dst
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if mode := re.match(r"mode ([0-7]+)\n", result.stderr):
+            target.write_bytes(result.stdout_bytes)
+            target.chmod(int(mode[1], 8))
+        else:
+            _unpack(result.stdout_bytes, path.name, target)
+    except (OSError, tarfile.TarError) as error:
+        raise TransferFailed(f"{src} could not be pulled to {dst}: {error}") from error
+
+
+def _unpack(data: bytes, name: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=target.parent) as scratch:
-        try:
-            with tarfile.open(fileobj=io.BytesIO(result.stdout_bytes)) as tar:
-                _extract(tar, Path(scratch))
-            got = Path(scratch) / path.name
-            if target.is_dir() and got.is_dir() and not got.is_symlink():
-                shutil.copytree(got, target, symlinks=True, dirs_exist_ok=True)
-            else:
-                shutil.move(got, target)
-        except (OSError, tarfile.TarError) as error:
-            raise TransferFailed(f"{src} could not be pulled to {dst}: {error}") from error
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            _extract(tar, Path(scratch))
+        if target.is_dir():
+            shutil.copytree(Path(scratch) / name, target, symlinks=True, dirs_exist_ok=True)
+        else:
+            shutil.move(Path(scratch) / name, target)
 
 
 def _extract(tar: tarfile.TarFile, into: Path) -> None:

@@ -64,7 +64,7 @@ __asm__(".globl _start\n_start:\n mv a0,sp\n andi sp,sp,-16\n call begin\n");
 enum { EINTR = 4, EAGAIN = 11, ENOENT = 2, EACCES = 13, ENOTDIR = 20, ENOEXEC = 8, E2BIG = 7 };
 enum { O_RDWR = 2, O_NONBLOCK = 04000, O_CLOEXEC = 02000000, AT_FDCWD = -100 };
 enum { POLLIN = 1, POLLOUT = 4, POLLERR = 8, POLLHUP = 16 };
-enum { F_SETFL = 4, F_SETPIPE_SZ = 1031, FIONREAD = 0x541B, WNOHANG = 1, SIGKILL = 9, SIGCHLD = 17 };
+enum { F_SETFL = 4, F_SETPIPE_SZ = 1031, FIONREAD = 0x541B, WNOHANG = 1, SIGKILL = 9, SIGPIPE = 13, SIGCHLD = 17 };
 enum { SIG_BLOCK = 0, SIG_SETMASK = 2 };
 struct pollfd { int fd; short events, revents; };
 struct timespec { long sec, nsec; };
@@ -314,10 +314,16 @@ static void take_input(u32 id, u8 *p, u32 n)
 
 /* ---- the port ---------------------------------------------------------------------------------------------- */
 
+/* To its group, or to itself where it was forked so recently that it has no group yet. */
+static void signal_command(struct command *c, u32 number)
+{
+    if (sys(kill, -c->pid, number, 0) < 0) sys(kill, c->pid, number, 0);
+}
+
 static void hello(u8 *nonce, u32 n)
 {
     for (int i = 0; i < MAX_COMMANDS; i++) if (commands[i].pid) { /* the host starts anew: so do we */
-        sys(kill, -commands[i].pid, SIGKILL, 0);
+        signal_command(&commands[i], SIGKILL);
         close_fd(&commands[i].in), close_fd(&commands[i].out), close_fd(&commands[i].err);
         commands[i].pid = 0;
     }
@@ -329,50 +335,58 @@ static void handle(u32 type, u32 id, u8 *p, u32 n)
 {
     struct command *c;
     switch (type) {
-    case HELLO: hello(p, n); break;
+    case HELLO: if (n == 16) hello(p, n); break;
     case SPAWN: spawn(id, p, n); break;
     case PING: send_frame(PING, id, 0); break;
     case STDIN: take_input(id, p, n); break;
-    case KILL: if ((c = find(id)) && n == 4) sys(kill, -c->pid, get32(p), 0); break;
-    default: synced = 0; /* we have lost our place: wait for the next HELLO */
+    case KILL: if ((c = find(id)) && n == 4) signal_command(c, get32(p)); break;
     }
 }
 
-/* Where the next HELLO of 16 bytes begins in `incoming`, or the last places where one may have begun. */
-static u32 seek_hello(void)
+/* Where, from `at` on, the next HELLO of 16 bytes begins in `incoming`, or the last place where one may begin. */
+static u32 seek_hello(u32 at)
 {
     u8 header[12];
     put32(header, HELLO), put32(header + 4, HELLO_ID), put32(header + 8, 16);
-    for (u32 at = 0; at < have; at++)
-        if (starts((char *)incoming + at, (char *)header, have - at < 12 ? have - at : 12)) return at;
-    return have;
+    for (; at < have; at++)
+        if (starts((char *)incoming + at, (char *)header, have - at < 12 ? have - at : 12)) break;
+    return at;
 }
 
-static void receive(void)
+static int sent_by_host(u32 type)
+{
+    return type == HELLO || type == SPAWN || type == STDIN || type == KILL || type == PING;
+}
+
+/* Whether there was something. */
+static int receive(void)
 {
     long n = sys(read, port, incoming + have, sizeof incoming - have);
-    if (n <= 0) return;
+    if (n <= 0) return n == -EINTR;
     have += (u32)n;
-    u32 at = synced ? 0 : seek_hello();
-    while (have - at >= 12) {
-        u32 size = get32(incoming + at + 8);
-        if (size > PAYLOAD) { synced = 0, at = have; break; }
+    u32 at = 0;
+    for (;;) {
+        if (!synced) at = seek_hello(at);
+        if (have - at < 12) break;
+        u32 type = get32(incoming + at), size = get32(incoming + at + 8);
+        synced = sent_by_host(type) && size <= PAYLOAD;
+        if (!synced) { at++; continue; } /* we have lost our place: look for the next HELLO */
         if (have - at - 12 < size) break;
-        synced = 1;
-        handle(get32(incoming + at), get32(incoming + at + 4), incoming + at + 12, size);
+        handle(type, get32(incoming + at + 4), incoming + at + 12, size);
         at += 12 + size;
     }
     for (u32 i = at; i < have; i++) incoming[i - at] = incoming[i];
     have -= at;
+    return 1;
 }
 
 static void serve(void)
 {
     static struct pollfd fds[2 + 3 * MAX_COMMANDS];
     struct timespec pause = { 0, 50000000 };
-    ulong child_ended = 1ul << (SIGCHLD - 1);
+    ulong child_ended = 1ul << (SIGCHLD - 1), blocked = child_ended | 1ul << (SIGPIPE - 1);
     static u8 info[128];
-    sys4(rt_sigprocmask, SIG_BLOCK, &child_ended, 0, 8);
+    sys4(rt_sigprocmask, SIG_BLOCK, &blocked, 0, 8); /* a command that does not read its input must not end us */
     int signals = (int)sys4(signalfd4, -1, &child_ended, 8, O_CLOEXEC | O_NONBLOCK);
     int away = 0; /* the host's end is closed: poll would return at once, so look again after a pause */
     for (;;) {
@@ -387,7 +401,7 @@ static void serve(void)
             fds[count++] = (struct pollfd){ c->in_len ? c->in : -1, POLLOUT, 0 };
         }
         sys4(ppoll, fds, count, away ? &pause : 0, 0);
-        away = (fds[0].revents & (POLLHUP | POLLERR)) && !(fds[0].revents & POLLIN);
+        away = (fds[0].revents & (POLLHUP | POLLERR)) != 0;
         u32 at = 2;
         for (int i = 0; i < MAX_COMMANDS; i++) {
             struct command *c = &commands[i];
@@ -400,7 +414,8 @@ static void serve(void)
             while (sys(read, signals, info, sizeof info) > 0) {}
             reap();
         }
-        if (fds[0].revents & POLLIN) receive(); /* last: it may add and free commands */
+        /* last: it may add and free commands; a closed port may claim to have input and has none */
+        if ((fds[0].revents & POLLIN) && receive()) away = 0;
     }
 }
 

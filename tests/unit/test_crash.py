@@ -177,6 +177,31 @@ class TestBoundaries:
         assert find_reports(log + line) == []
         assert len(find_reports(log + line, timestamps=False)) == 1
 
+    @pytest.mark.parametrize("size", [1, 700, MAX_LINE, 10**6])
+    def test_the_rest_of_a_long_line_is_no_line(self, size: int) -> None:
+        """Where a line that is too long is cut, nothing begins: neither a report nor a stamped line."""
+        panic = b"Kernel panic - not syncing: x\r\n"
+        for long in (b"y" * MAX_LINE, b"y " * MAX_LINE, b"y" * (MAX_LINE - 9) + b"    "):
+            assert in_chunks(long[:MAX_LINE] + panic, cycle([size])) == []
+            warning = b"WARNING: CPU: 0 PID: 1 at kernel/a.c:1 f+0x1/0x2\r\n"
+            (report,) = in_chunks(warning + long[:MAX_LINE] + panic, cycle([size]))
+            assert report.severity is Severity.WARNING
+        log = b"y" * MAX_LINE + b"[    1.000000] usb 1-1: new device\r\n"
+        assert len(in_chunks(log + panic, cycle([size]))) == 1
+
+    @pytest.mark.parametrize("size", [1, 10**6])
+    def test_only_a_stamp_at_the_line_start_teaches(self, size: int) -> None:
+        """Output that merely holds a stamp does not make the console one whose kernel prints them."""
+        panic = b"Kernel panic - not syncing: x\r\n"
+        assert len(in_chunks(b"at [    1.000000] it began\r\n" + panic, cycle([size]))) == 1
+        assert in_chunks(b"[    1.000000] it began\r\n" + panic, cycle([size])) == []
+
+    def test_frames_of_an_interrupt_are_not_where_it_stalled(self) -> None:
+        """The title names the interrupted function, not the timer interrupt that noticed, nor a guessed frame."""
+        trace = b"Call Trace:\n <IRQ>\n tick+0x1/0x2\n </IRQ>\n ? old+0x1/0x2\n spin.cold+0x1/0x2\n main+0x1/0x2\n"
+        (report,) = find_reports(b"rcu: INFO: rcu_sched self-detected stall on CPU\n" + trace)
+        assert report.title == "RCU stall in spin"
+
 
 class TestFloods:
     @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ without looking at lines one by one; what they skip is certainly none. Measured 
 in GB/s: a one-byte `bytes.find` 65 where the byte is absent; a `re` search whose pattern begins with literals 3-4,
 and 1-3 where those literals are frequent; `bytes.find` of 5 bytes 1.3, of 26 bytes 4.4. One such literal a format
 would take 4 ns a byte in sum; hence a gate byte, then one pattern anchored on the end of the stamp or of a line.
+What comes of it, in the same units: where time stamps are known, 37 on output of users, 1.1 on the kernel's log;
+where they are not, 0.6-1.0 on lines of words and 27 on text without spaces. Chunks of 4 KiB cost 1 µs a chunk more.
 """
 
 from __future__ import annotations

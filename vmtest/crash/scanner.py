@@ -33,6 +33,11 @@ AFTERMATH = 40
 _END = re.compile(r"---\[ end Kernel panic|Rebooting in \d+ seconds")
 _RULER = re.compile(r"-+\[ cut here \]")
 _BOOT = "Linux version "
+# The rows that a line's first character leaves, still in their order.
+_BY_FIRST = {
+    first: tuple(fmt for fmt in FORMATS if any(head.startswith(first) for head in fmt.heads))
+    for first in {head[0] for fmt in FORMATS for head in fmt.heads}
+}
 
 
 @dataclass
@@ -82,9 +87,9 @@ class CrashScanner:
 
     A line counts as the kernel's if, after a level, ANSI codes and a time stamp, it begins with the marker. Once a
     line of this console began with a printk time stamp, lines without one are not the kernel's: a user who prints
-    "Kernel panic - not syncing: x" is not a crash. `timestamps` says so from the start (True), or that the kernel
-    prints none (False: what looks like a stamp is then not required later). A stamp may follow other text on its
-    line, for the kernel writes behind a prompt.
+    "Kernel panic - not syncing: x" is not a crash. `timestamps` says so from the start (True, which is also the fast
+    way), or that the kernel prints none (False: what looks like a stamp is then not required later). A stamp may
+    follow other text on its line, for the kernel writes behind a prompt.
 
     Text alone cannot tell a crash from an old log that somebody prints with its stamps: a caller for whom that
     matters confirms a report of severity FATAL by asking whether the guest still answers.
@@ -254,7 +259,7 @@ class CrashScanner:
 
 def _classify(text: str, *, stamped: bool) -> tuple[Format, re.Match[str]] | None:
     """The row that a kernel line begins, or None."""
-    for fmt in FORMATS:
+    for fmt in _BY_FIRST.get(text[:1], ()):
         if text.startswith(fmt.heads) and (stamped or not fmt.stamped) and (found := fmt.starts.match(text)):
             return fmt, found
     return None

@@ -31,12 +31,12 @@ _REPORTING = re.compile(
     r"__asan|kfence_|kmsan_|__msan|object_err|slab_err|bad_page|check_slab|free_debug|alloc_debug|slab_|__slab|kfree|"
     r"free_to_partial|get_partial|get_any_partial|___slab|setup_object|kmem_cache|__kmem|"
     r"kmalloc|__kmalloc|free_unref|free_pcp|__free_|__list_|refcount_warn|lockdep_|__lock_|lock_|"
-    r"mark_lock|check_|validate_chain|mark_usage|nmi_|rcu_dump|rcu_check|sched_show|trigger_|_*die|debug_smp|"
-    r"walk_stackframe|unwind_|dump_|do_trap|handle_exception|el1h?_|ret_from_exception|riscv_|spin_bug|spin_dump|"
-    r"do_raw_|_raw_|fortify_|usercopy_|__check_object|__stack_chk|rust_)"
+    r"mark_lock|check_(?:noncircular|prev|usage|irq|flags|object|bytes)|validate_chain|mark_usage|nmi_|rcu_dump|rcu_check|sched_show|trigger_|_*die|debug_smp|"
+    r"walk_stackframe|unwind_|dump_|do_trap|handle_exception|el1h?_|ret_from_exception|spin_bug|spin_dump|"
+    r"do_raw_|_raw_|fortify_|usercopy_|__check_object|__stack_chk)"
 )
 _WAITING = re.compile(
-    r"^(?:__switch_to|__?schedule|schedule|preempt_schedule|io_schedule|context_switch|down|up_|rwsem_|mutex_|__mutex|"
+    r"^(?:__switch_to|__?schedule|schedule|preempt_schedule|io_schedule|context_switch|down(?:_|$)|up_|rwsem_|mutex_|__mutex|"
     r"wait_|__wait|do_wait|completion|rt_mutex|_raw_|do_raw_|usleep|msleep|percpu_rwsem|percpu_down|__down|"
     r"__percpu_down|rcu_read_|synchronize_|synchronise|prepare_to|finish_wait|__cond_resched|bit_wait|"
     r"queued_spin|lock_|refcount_|__list_)"

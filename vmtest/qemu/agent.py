@@ -20,6 +20,7 @@ the host's number for a command.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import select
@@ -29,7 +30,7 @@ import threading
 from collections import deque
 
 from vmtest.deadline import Deadline
-from vmtest.errors import GuestError, GuestGone, UsageError
+from vmtest.errors import GuestError, GuestGone, UsageError, VmtestError
 from vmtest.model.machine import Channel
 from vmtest.qemu import loop
 from vmtest.qemu.channel import Command, Exit, OnOutput
@@ -71,13 +72,17 @@ class Agent:
         self._paused = False
         self._closed = False
         self._received = bytearray()
-        self._nonce = b""
+        self._unsent = b""
         self._awaited: bytes | None = None
         verdict.on_set(self._wake)
         sock.setblocking(False)
-        loop.call(lambda running: running.add_reader(sock.fileno(), self._readable, running))
+        loop.call(self._listen)
 
     # -- reading, in the background thread ---------------------------------------------------------------------
+
+    def _listen(self, running: asyncio.AbstractEventLoop) -> None:
+        if not (self._closed or self._paused):  # either may have come since this was asked for
+            running.add_reader(self._sock.fileno(), self._readable, running)
 
     def _readable(self, running: asyncio.AbstractEventLoop) -> None:
         try:
@@ -131,7 +136,11 @@ class Agent:
                 self._awaited = HEADER.pack(HELLO, HELLO_ID, 20) + nonce
                 self._received.clear()
                 self._queues[HELLO_ID] = deque()
-            self._send(HELLO, HELLO_ID, nonce, deadline)
+            try:
+                self._send(HELLO, HELLO_ID, nonce, deadline)
+            except TimeoutError:
+                self._awaited = None
+                return False
         answer = self._next(HELLO_ID, deadline)
         if answer is None:
             return False
@@ -158,10 +167,10 @@ class Agent:
         with self._changed:
             self._queues[number] = deque()
         try:
-            self._sock.send(HEADER.pack(PING, number, 0))
+            self._send(PING, number, b"", deadline, judged=False)
             with self._changed:
                 return bool(self._changed.wait_for(lambda: self._queues[number], deadline.timeout))
-        except OSError:
+        except (TimeoutError, GuestGone):
             return False
         finally:
             with self._changed:
@@ -176,12 +185,14 @@ class Agent:
         try:
             self._send(SPAWN, number, payload, deadline)
             return self._follow(number, command.input, deadline, on_output)
-        except (TimeoutError, KeyboardInterrupt):
+        except VmtestError:
+            raise
+        except BaseException:  # a timeout, Ctrl-C, an error in on_output: nobody wants the command any more
             self._end(number)
             raise
         finally:
             with self._changed:
-                self._backlog -= sum(len(data) for _, data in self._queues.pop(number))
+                self._taken(sum(len(data) for _, data in self._queues.pop(number)))
 
     def _follow(self, number: int, stdin: bytes, deadline: Deadline, on_output: OnOutput) -> Exit:
         sent = taken = 0
@@ -213,7 +224,7 @@ class Agent:
             self._send(KILL, number, struct.pack("<I", SIGKILL), patience)
             while (frame := self._next(number, patience)) and frame[0] != EXIT:
                 pass
-        except (GuestError, TimeoutError):
+        except (VmtestError, TimeoutError):
             return
 
     def _next(self, number: int, deadline: Deadline) -> tuple[int, bytes] | None:
@@ -229,26 +240,47 @@ class Agent:
             kind, data = queue.popleft()
             if kind == RESET:
                 raise GuestGone("the guest was reset while a command ran")
-            self._backlog -= len(data)
-            if self._paused and self._backlog < BACKLOG // 2:
-                self._paused = False
-                loop.post(lambda running: running.add_reader(self._sock.fileno(), self._readable, running))
+            self._taken(len(data))
             return kind, data
 
-    def _send(self, kind: int, number: int, payload: bytes, deadline: Deadline) -> None:
-        rest = memoryview(HEADER.pack(kind, number, len(payload)) + payload)
-        with self._sending:
-            while rest:
-                try:
-                    rest = rest[self._sock.send(rest) :]
-                except BlockingIOError:
+    def _taken(self, size: int) -> None:
+        self._backlog -= size
+        if self._paused and self._backlog < BACKLOG // 2:
+            self._paused = False
+            loop.post(self._listen)
+
+    def _send(self, kind: int, number: int, payload: bytes, deadline: Deadline, *, judged: bool = True) -> None:
+        """Send a frame. Raises TimeoutError; what then is left of it goes before the next one, or that would be torn.
+
+        ``judged`` says that a verdict ends the waiting.
+        """
+        if not self._sending.acquire(timeout=min(deadline.remaining, threading.TIMEOUT_MAX)):
+            raise TimeoutError
+        try:
+            self._flush(deadline, judged)
+            self._unsent = HEADER.pack(kind, number, len(payload)) + payload
+            self._flush(deadline, judged)
+        finally:
+            self._sending.release()
+
+    def _flush(self, deadline: Deadline, judged: bool) -> None:
+        size = len(self._unsent)
+        while self._unsent:
+            try:
+                self._unsent = self._unsent[self._sock.send(self._unsent) :]
+            except BlockingIOError:
+                if judged:
                     self._verdict.check()
-                    if deadline.expired:
-                        raise TimeoutError from None
-                    select.select([], [self._sock], [], min(0.1, deadline.remaining))
-                except OSError:
+                if deadline.expired:
+                    raise TimeoutError(f"{size - len(self._unsent)} of {size} bytes") from None
+                poller = select.poll()  # and not select(): descriptors may be above 1023
+                with contextlib.suppress(ValueError):  # closed by another thread: the next send says so
+                    poller.register(self._sock, select.POLLOUT)
+                    poller.poll(min(100.0, deadline.remaining * 1000))
+            except OSError:
+                if judged:
                     self._verdict.check()
-                    raise GuestGone("the guest's agent port closed") from None
+                raise GuestGone("the guest's agent port closed") from None
 
     def close(self) -> None:
         """Stop reading and close the socket."""
@@ -258,10 +290,10 @@ class Agent:
                 running.remove_reader(self._sock.fileno())
             self._sock.close()
 
-        loop.call(forget)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        loop.call(forget)
 
 
 def _spawn_payload(command: Command) -> bytes:

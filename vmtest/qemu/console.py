@@ -145,7 +145,7 @@ class Console:
     def tail_text(self, lines: int = 30) -> str:
         """The last lines of the console as text, fit to print: no control characters but newlines and tabs."""
         text = self.tail.decode(errors="replace").replace("\r", "")
-        shown = "\n".join(text.splitlines()[-lines:])
+        shown = "\n".join(text.splitlines()[-lines:])[-200 * lines :]
         return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in shown)
 
     @property
@@ -196,6 +196,7 @@ class Console:
             while self._unread and not search.done:
                 search.feed(self._unread.take(READ))
             self._search = search
+            self._resume()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: search.done or self._eof or self._verdict.is_set, deadline.timeout)

@@ -13,7 +13,23 @@ import zlib
 from vmtest.errors import UsageError
 from vmtest.qemu.channel import Command, Exit
 
-__all__ = ["BLOCK", "HELPER", "LOADER", "PIECE", "PLACES", "PROBE", "cksum", "decoded", "exit_of", "octal", "script"]
+__all__ = [
+    "BLOCK",
+    "HELPER",
+    "LOADER",
+    "PIECE",
+    "PLACES",
+    "PROBE",
+    "STOP",
+    "cksum",
+    "decoded",
+    "exit_of",
+    "octal",
+    "script",
+]
+
+BLOCK = 32768
+"""Bytes of output that are encoded and confirmed together."""
 
 HELPER = r"""
 t=$1 f=${0%/*}/$1 s=idle n=0 z=
@@ -45,7 +61,7 @@ while read -r q v w a b c; do
   s="done $? $(size "$f.o") $(size "$f.e")"
   kill -9 $k; wait $k
   fi; say $q $s;;
- g) x=$(dd if="$f.$w" bs=32768 skip=$a count=1 | $E "$@") i=0
+ g) x=$(dd if="$f.$w" bs=@BLOCK skip=$a count=1 | $E "$@") i=0
   set -f; IFS='
 '
   for l in $x; do
@@ -57,25 +73,28 @@ while read -r q v w a b c; do
   say $q $i ${y%% *};;
  e) stty -echo && z=1; say $q ok;;
  '?'|kill) say $q $s;;
- '') ;;
+ '') [ "$q" ] && break;;
  *) break;;
  esac
 done
 [ $z ] && stty echo
 rm -f "$f".*
 [ "$v" = q ] && say $q bye
-exit 0
-"""
-# No single quote may be in it (it is typed inside of them), and no "!" (csh, bash's history).
+""".replace("@BLOCK", str(BLOCK))
+# No single quote may be in it (it is typed inside of them), and no "!" (csh, bash's history). A line that does
+# not begin with + ends it: STOP, or whatever is tried next.
 LOADER = (
-    'umask 077; for d in "$TMPDIR" /tmp /run /dev/shm /var/tmp "$HOME" /; do d=$d/.vmtest-%s; mkdir $d && break; d=; '
-    'done 2>/dev/null; s() { echo "<"%s 0 $* %s">"; echo "<"%s 0 $* %s">"; }; s ${d:-none}; [ $d ] || exit; n=0; '
-    'while IFS= read -r l; do [ "$l" = . ] && break; n=$((n+${#l})); printf "%%s\\n" "$l"; done >$d/h; s got $n'
+    'umask 077; for d in "${TMPDIR:-/tmp}" /tmp /run /dev/shm /var/tmp "${HOME:-/}" /; do '
+    "d=$d/.vmtest-%s; mkdir $d && break; d=; done 2>/dev/null; "
+    's() { echo "<"%s 0 $* %s">"; echo "<"%s 0 $* %s">"; }; s ${d:-none}; [ $d ] || exit; n=0; '
+    "while IFS= read -r l; do case $l in +*) ;; *) break;; esac; n=$((n+${#l})); "
+    'printf "%%s\\n" "${l#+}"; done >$d/h; s got $n'
 )
 PLACES = "$TMPDIR, /tmp, /run, /dev/shm, /var/tmp, $HOME, /"
+STOP = "\x15 :"
+"""Nothing to a shell, the end to the helper and the loader."""
 PROBE = "\x15 echo '<'{0} up {0}'>' '<'{0} up {0}'>'"
 """Ctrl-U first, against what is typed already. The quotes keep its echo from looking like its answer."""
-BLOCK = 32768
 PIECE = 1500
 """Encoded bytes in a line that we type: the tty's canonical mode takes 4095 until somebody reads them."""
 LITERAL = re.compile(rb"[A-Za-z0-9_./:=,+@;]")

@@ -80,8 +80,10 @@ class Process:
         running.remove_reader(descriptor)
         os.close(descriptor)
         self.returncode = popen.wait()
-        self._on_exit(self.returncode)
-        self._ended.set()
+        try:
+            self._on_exit(self.returncode)
+        finally:  # whoever waits must not wait for ever because a callback failed
+            self._ended.set()
 
     @property
     def pid(self) -> int:

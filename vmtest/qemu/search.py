@@ -36,9 +36,11 @@ class Search:
 
     @property
     def done(self) -> bool:
+        """Whether nothing more is looked for."""
         return self.index >= 0 or self._error is not None
 
     def feed(self, data: bytes) -> None:
+        """Look at the next piece."""
         # One byte more than is searched, so that ^ does not take the window's edge for the beginning of a line.
         window = self._window[-self._lookback - 1 :] + data
         self.seen.append(data)
@@ -51,11 +53,13 @@ class Search:
         if self.index < 0:
             self.seen.trim(KEPT)
             return
-        self._before = self.seen.join()[: -(len(window) - searcher.start)]
+        seen = self.seen.join()
+        self._before = seen[: len(seen) - (len(window) - searcher.start)]
         self.seen.clear()
         self.seen.append(window[searcher.end :])
 
     def forget(self) -> None:
+        """Begin anew with what comes next."""
         self.seen.clear()
         self._window = b""
 
@@ -70,6 +74,7 @@ class Search:
 
 
 def listed(item: Any) -> list[Any]:
+    """One pattern, or several, as a list."""
     return list(item) if isinstance(item, (list, tuple)) else [item]
 
 

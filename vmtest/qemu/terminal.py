@@ -97,9 +97,11 @@ def _type_until_escape(console: Console, stdin: int, stdout: int, stop: threadin
                 before, escape, _ = typed.partition(ESCAPE)
                 waiting += before
                 if escape or not typed:
-                    console.offer(waiting)
+                    if waiting:
+                        console.offer(waiting)
                     return
-            waiting = waiting[console.offer(waiting) :]
+            if waiting:
+                waiting = waiting[console.offer(waiting) :]
             if len(waiting) > TYPED:
                 waiting = waiting[:TYPED]
                 os.write(stdout, b"\a")
