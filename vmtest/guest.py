@@ -240,7 +240,7 @@ class Guest:
         try:
             channel.run(wanted, deadline=deadline, on_output=lambda stream, data: None)
         except (TimeoutError, GuestGone):
-            if self._running.resets == resets and not self._running.verdict.is_set:
+            if self._running.resets == resets and not self._running.verdict.wait(2):
                 raise GuestError(f"{command!r} did not end the guest", evidence=self.evidence) from None
 
     def pause(self) -> None:
@@ -308,6 +308,8 @@ class Guest:
         except UsageError:
             raise
         except VmtestError as error:
+            if isinstance(error, GuestGone) and self._running.verdict.wait(2):
+                self._running.verdict.check()  # which says why it has gone
             error.evidence |= {title: text for title, text in self.evidence.items() if title not in error.evidence}
             raise
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from vmtest import images
 from vmtest.errors import UsageError
 from vmtest.host import AccelStatus, Qemu, choose, find_qemu, require_linux
@@ -76,33 +74,23 @@ def _check_files(spec: GuestSpec, row: Arch, image: Image | None) -> None:
 def _machine(
     spec: GuestSpec, row: Arch, image: Image | None, qemu: Qemu, status: AccelStatus, progress: Progress
 ) -> Machine:
-    machine = Machine(
+    built = images.prepare(image, progress=progress) if image else None
+    disk = spec.disk or (built.disk if built else None)
+    trim = image.trim if image and spec.trim is not False else ""
+    append = (image.append if image else "", trim, spec.append or "")
+    return Machine(
         arch=row.name,
         accel=status.accel,
         machine=spec.machine or "",
         cpu=spec.cpu or status.cpu,
         memory=spec.memory or (image.memory if image else 256),
         smp=spec.smp or 1,
-        kernel=spec.kernel,
-        initrd=spec.initrd,
-        append=spec.append or "",
-        drives=() if spec.disk is None else (Drive(path=spec.disk, format=disk_format(spec.disk)),),
+        kernel=spec.kernel or (built.kernel if built else None),
+        initrd=spec.initrd or (built.initrd if built else None),
+        append=" ".join(filter(None, append)),
+        drives=() if disk is None else (Drive(path=disk, format=disk_format(disk)),),
         nics=() if spec.nic is None else (Nic(backend=spec.nic),),
         channel=spec.channel or (image.channel if image else Channel.AUTO),
         qemu=str(qemu.path),
         extra=spec.qemu_args or (),
-    )
-    if image is None:
-        return machine
-    built = images.prepare(image, progress=progress)
-    trim = image.trim if spec.trim is not False else ""
-    drives = machine.drives
-    if built.disk is not None and not drives:
-        drives = (Drive(path=built.disk, format=disk_format(built.disk)),)
-    return dataclasses.replace(
-        machine,
-        kernel=spec.kernel or built.kernel,
-        initrd=spec.initrd or built.initrd,
-        append=" ".join(filter(None, (image.append, trim, machine.append))),
-        drives=drives,
     )

@@ -99,7 +99,7 @@ def _hostile(*members: tuple[str, bytes, str]) -> tarfile.TarFile:
     [
         [("/etc/x", tarfile.REGTYPE, "")],
         [("t/../../x", tarfile.REGTYPE, "")],
-        [("t/l", tarfile.SYMTYPE, ".."), ("t/l/x", tarfile.SYMTYPE, "y")],
+        [("t/l", tarfile.SYMTYPE, "../.."), ("t/l/x", tarfile.SYMTYPE, "y")],
         [("t/h", tarfile.LNKTYPE, "/etc/passwd")],
         [("t/h", tarfile.LNKTYPE, "../../etc/passwd")],
         [("t/dev", tarfile.CHRTYPE, "")],

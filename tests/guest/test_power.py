@@ -21,11 +21,6 @@ from vmtest.errors import (
     UsageError,
 )
 from vmtest.pytest_plugin.fixtures import Boot
-from vmtest.workdir import base
-
-
-def _gone(guest: vmtest.Guest) -> bool:
-    return not psutil.pid_exists(guest.pid) and not list(base().glob(f"guest-{os.getpid()}-*"))
 
 
 def test_reboot_comes_up_fresh(guest: vmtest.Guest) -> None:
@@ -102,19 +97,18 @@ def test_dying_qemu_shows_its_stderr(boot: Boot) -> None:
 
 def test_boot_timeout_says_what_was_seen(boot: Boot) -> None:
     """A guest that never answers ends with BootTimeout, the last line of its console, and nothing left behind."""
-    with pytest.raises(BootTimeout, match=r"last seen: .*vmtest-was-here"):
-        boot(
-            append="rdinit=/bin/sleep -- 1000 console=ttyS0 loglevel=7 earlyprintk=ttyS0 vmtest-was-here",
-            trim=False,
-            boot_timeout=8,
-        ) if False else boot(append="rdinit=/bin/echo vmtest-was-here", boot_timeout=8)
+    with pytest.raises(BootTimeout, match=r"did not answer within 10 s of its start; last seen: \[ ") as caught:
+        boot(append="rdinit=/bin/sleep -- 1000", trim=False, boot_timeout=10)
+    assert "Run /bin/sleep as init process" in caught.value.evidence["console tail"]
 
 
 def test_context_manager_leaves_nothing(tmp_path: Path) -> None:
-    """After the with block, even one left by an exception, no process and no directory remains but the logs asked for."""
-    with pytest.raises(ZeroDivisionError), vmtest.boot(logs=tmp_path / "logs") as guest:
-        1 / 0  # noqa: B018
-    assert _gone(guest)
+    """After the with block, even one left by an exception, nothing remains but the logs that were asked for."""
+    with pytest.raises(GuestError), vmtest.boot(logs=tmp_path / "logs") as guest:  # noqa: PT012
+        guest.console.expect_exact("vmtest-init: ready")
+        guest.run("false").check()
+    assert not psutil.pid_exists(guest.pid)
+    assert not guest._workdir.path.exists()
     assert b"vmtest-init: ready" in (tmp_path / "logs" / "console.log").read_bytes()
     guest.close()
 
@@ -122,7 +116,7 @@ def test_context_manager_leaves_nothing(tmp_path: Path) -> None:
 def test_qmp_passes_through(shared: vmtest.Guest) -> None:
     """qmp() gives QEMU's answer, and QEMU's words as QmpError where it refuses."""
     assert shared.qmp("query-status") == {"status": "running", "running": True, "singlestep": False}
-    with pytest.raises(QmpError, match="CommandNotFound|has not been found"):
+    with pytest.raises(QmpError, match="has not been found"):
         shared.qmp("no-such-command")
 
 
@@ -131,4 +125,3 @@ def test_too_little_memory(boot: Boot) -> None:
     with pytest.raises(UsageError, match="does not boot with 32 MiB") as caught:
         boot(memory=32)
     assert "at least" in caught.value.hint
-    assert issubclass(GuestError, vmtest.VmtestError)

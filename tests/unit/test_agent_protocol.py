@@ -37,6 +37,7 @@ PATIENCE = 60.0
 
 
 def build_hook() -> Any:
+    """hatch_build.py as a module: it knows the targets and the compiler's flags."""
     spec = importlib.util.spec_from_file_location("hatch_build", REPO / "hatch_build.py")
     assert spec is not None
     assert spec.loader is not None
@@ -46,6 +47,7 @@ def build_hook() -> Any:
 
 
 def compiled(target: str, output: Path) -> Path:
+    """The agent, compiled for an architecture as the wheel's build does it."""
     command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{target}-linux-none", *build_hook().FLAGS]
     subprocess.run([*command, "-o", str(output), str(SOURCE)], check=True)
     return output
@@ -95,6 +97,8 @@ class Guest:
 
     def close(self) -> None:
         self.agent.close()
+        for pid in self.children():
+            os.killpg(int(pid), signal.SIGKILL)
         self.process.kill()
         self.process.wait()
         os.close(self.slave)
@@ -102,6 +106,9 @@ class Guest:
             thread.join(PATIENCE)
         os.close(self.master)
         self.far.close()
+
+    def children(self) -> list[str]:
+        return Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
 
     def run(self, *argv: str, timeout: float = PATIENCE, **options: Any) -> tuple[Exit, bytes, bytes]:
         streams = {"stdout": bytearray(), "stderr": bytearray()}
@@ -115,6 +122,7 @@ class Guest:
 
 @pytest.fixture
 def guest(binary: Path) -> Iterator[Guest]:
+    """An agent that runs and is connected."""
     guest = Guest(binary)
     try:
         assert guest.agent.connect(Deadline(PATIENCE))
@@ -272,8 +280,7 @@ def test_timeout_before_it_began(guest: Guest) -> None:
     for _ in range(30):
         with pytest.raises(TimeoutError):
             guest.run("sleep", "1000", timeout=0)
-    children = Path(f"/proc/{guest.process.pid}/task/{guest.process.pid}/children").read_text().split()
-    assert children == []
+    assert guest.children() == []
 
 
 def test_error_in_the_callers_callback(guest: Guest) -> None:
@@ -374,7 +381,9 @@ def test_agent_that_lost_its_place(guest: Guest, torn: bytes) -> None:
     assert guest.sh("echo alive")[1] == b"alive\n"
 
 
-@pytest.mark.parametrize("payload", [b"", b"x", TWO.pack(1, 0), TWO.pack(0, 0) + b"\0", TWO.pack(5, 5) + b"\0a\0", b"\xff" * 99])
+@pytest.mark.parametrize(
+    "payload", [b"", b"x", TWO.pack(1, 0), TWO.pack(0, 0) + b"\0", TWO.pack(5, 5) + b"\0a\0", b"\xff" * 99]
+)
 def test_malformed_spawn(guest: Guest, payload: bytes) -> None:
     """A SPAWN that makes no sense is refused and harms nothing."""
     guest.agent._queues[99] = frames = module.deque()

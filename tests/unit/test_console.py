@@ -59,6 +59,7 @@ class Guest:
 
 @pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Guest]:
+    """A console and the other end of its socket."""
     guest = Guest(tmp_path)
     yield guest
     guest.close()
@@ -278,7 +279,7 @@ def test_verdict_ends_an_expect_in_a_flood(guest: Guest) -> None:
     until_expecting(guest.console)
     guest.verdict.set(lambda: GuestPanicked("panic", report=REPORT))
     assert isinstance(expecting.result(), GuestPanicked)
-    with pytest.raises(GuestPanicked):
+    with pytest.raises(GuestPanicked):  # noqa: PT012 - what was printed before the verdict comes first
         while True:
             guest.console.read(4096, Deadline(PATIENCE))
     with pytest.raises(GuestPanicked):
@@ -436,6 +437,7 @@ sys.stdin.readline()
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[pexpect.spawn]:
+    """INTERACT on a pty of its own, up to the guest's prompt."""
     spawn = pexpect.spawn(
         sys.executable, ["-c", INTERACT, str(tmp_path / "log")], timeout=PATIENCE, cwd=Path(__file__).parents[2]
     )
@@ -512,5 +514,7 @@ def test_log_is_bounded(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmtest.qemu.consolelog.LIMIT", 100_000)
     guest.prints_one_by_one(*[b"x" * 10_000] * 30, b"end")
     guest.console.expect_exact("end")
-    assert guest.console.log_path.read_bytes().endswith(b"x\n[vmtest: the log ends here; the guest printed more than 1 GiB]\n")
+    assert guest.console.log_path.read_bytes().endswith(
+        b"x\n[vmtest: the log ends here; the guest printed more than 1 GiB]\n"
+    )
     assert guest.console.log_path.stat().st_size < 200_000

@@ -35,6 +35,11 @@ def ends(pid: int) -> bool:
         os.close(descriptor)
 
 
+def descriptors() -> int:
+    """How many descriptors this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 class Start:
     """Starts processes and kills them at the end of the test."""
 
@@ -50,6 +55,7 @@ class Start:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts processes that do not outlive the test."""
     start = Start(tmp_path)
     yield start
     for process in start.processes:
@@ -97,7 +103,9 @@ def test_group_of_its_own(start: Start) -> None:
 def test_kill_takes_the_grandchildren(start: Start) -> None:
     """Killing it kills what it has started too."""
     reader, writer = os.pipe()
-    process = start("/bin/sh", "-c", f"sleep 1000 & sleep 1000 & echo $! >&{writer}; wait", pass_fds=[writer])
+    process = start(
+        "/bin/sh", "-c", f"sleep 1000 & sleep 1000 & echo $! >/proc/self/fd/{writer}; wait", pass_fds=[writer]
+    )
     os.close(writer)
     with open(reader) as file:  # noqa: PTH123
         grandchild = int(file.readline())
@@ -127,11 +135,13 @@ def test_descriptors(start: Start) -> None:
     """It inherits the descriptors that it was given under the same numbers, and no others; nothing leaks here."""
     reader, writer = os.pipe()
     os.set_inheritable(reader, True)
-    before = os.listdir("/proc/self/fd")
-    process = start("/bin/sh", "-c", "ls /proc/$$/fd", pass_fds=[writer])
+    before = descriptors()
+    process = start(
+        "/bin/sh", "-c", "for n in $(seq 0 99); do [ -e /proc/$$/fd/$n ] && echo $n; done", pass_fds=[writer]
+    )
     process.wait(Deadline(PATIENCE))
     assert [int(name) for name in process.stderr.split()] == sorted([0, 1, 2, writer])
-    assert len(os.listdir("/proc/self/fd")) <= len(before)
+    assert descriptors() <= before
     os.close(reader)
     os.close(writer)
 

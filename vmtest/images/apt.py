@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -58,17 +59,20 @@ class Apt:
         self._state = cache.root() / "apt" / f"{suite}-{arch}"
         self._stamp = self._state / "updated"
 
-    def package(self, name: str, *, follow: str = "") -> Package:
-        """The newest version of that package; with ``follow``, the first dependency that matches the glob."""
+    def package(self, name: str, *, follow: Sequence[str] = ()) -> Package:
+        """The newest version of that package; each glob of ``follow`` goes on to the first dependency it matches."""
         package = self._show(name)
-        if not follow:
-            return package
+        for glob in follow:
+            package = self._show(self._dependency(package, glob))
+        return package
+
+    def _dependency(self, package: Package, glob: str) -> str:
         for dependency in re.split(r"[,|]", package.depends):
             found = re.match(r"\s*([a-z0-9][a-z0-9+.-]*)", dependency)
-            if found and fnmatchcase(found[1], follow):
-                return self._show(found[1])
+            if found and fnmatchcase(found[1], glob):
+                return found[1]
         raise ImageError(
-            f"the package {name} of {self.suite}/{self.arch} depends on nothing that matches {follow!r}",
+            f"the package {package.name} of {self.suite}/{self.arch} depends on nothing that matches {glob!r}",
             hint=f"it depends on: {package.depends or 'nothing'}",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,14 +19,26 @@ from vmtest.progress import Progress
 
 __all__ = ["build"]
 
+log = logging.getLogger("vmtest")
+
 _KERNEL_PATHS = ("boot/vmlinuz-*", "boot/vmlinux-*")
 
 
 def build(image: Image, work: Path, *, progress: Progress, update: bool) -> None:
     """Fetch all that the image is made of, and put it together in the directory ``work``, with a manifest.
 
-    Raises ImageError and UsageError as ``prepare`` does, and OSError where the disk fails.
+    Where a source cannot be had, the image's ``instead`` is built, and that is logged as a warning. Raises ImageError and UsageError as ``prepare`` does, and OSError where the disk fails.
     """
+    try:
+        _build(image, work, progress=progress, update=update)
+    except ImageError as error:
+        if image.instead is None:
+            raise
+        log.warning("%s is built from its other sources: %s", image.name, error.message)
+        build(image.instead, work, progress=progress, update=update)
+
+
+def _build(image: Image, work: Path, *, progress: Progress, update: bool) -> None:
     if (image.modules or image.later_modules) and not image.has_initramfs:
         raise UsageError(
             f"the image {image.name} lists modules, but vmtest makes no initramfs for it",

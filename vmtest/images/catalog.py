@@ -112,4 +112,5 @@ def _resolve(image: Image, base: Path) -> Image:
         initrd=image.initrd and absolute(image.initrd),
         disk=image.disk and absolute(image.disk),
         files=tuple(map(absolute, image.files)),
+        instead=image.instead and _resolve(image.instead, base),
     )

@@ -93,9 +93,9 @@ def applets(busybox: bytes) -> list[str]:
 
     They are a sorted table of strings, each ending in NUL, that starts with ``[`` and ``[[``.
     """
-    start = busybox.find(b"\0[\0[[\0")
+    start = busybox.find(b"[\0[[\0")
     names: list[str] = []
-    for entry in busybox[start + 1 : start + 8192].split(b"\0") if start >= 0 else ():
+    for entry in busybox[start : start + 8192].split(b"\0") if start >= 0 else ():
         name = entry.decode("ascii", "replace")
         if not re.fullmatch(r"[a-z0-9\[_.-]+", name, re.IGNORECASE) or (names and name <= names[-1]):
             break

@@ -22,7 +22,7 @@ __all__ = ["Prepared", "cache_key", "cached", "prepare"]
 # Raised when the same inputs are to give another result.
 _FORMAT = 1
 # What decides what is built. The other fields say how to boot it, and may change without a new build.
-_BUILT_FROM = ("name", "arch", "kernel", "initrd", "disk", "files", "modules", "later_modules", "agent")
+_BUILT_FROM = ("name", "arch", "kernel", "initrd", "disk", "files", "modules", "later_modules", "agent", "instead")
 
 
 @dataclass(frozen=True, kw_only=True)

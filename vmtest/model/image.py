@@ -18,7 +18,7 @@ class Source:
     """Where bytes come from: exactly one of ``apt`` (a package name), ``file`` (a path) or ``url``.
 
     For ``apt``: ``suite`` is the Debian suite ("" for the host's own), ``debian_arch`` the package's architecture
-    ("" for the image's), ``paths`` the glob patterns of what is wanted inside the package. ``follow`` is a glob
+    ("" for the image's), ``paths`` the glob patterns of what is wanted inside the package. ``follow`` are globs
     of the package name to follow among the dependencies of a meta package (``linux-image-cloud-amd64`` depends
     on the real kernel). For ``url``: ``sha256`` is required. For ``file``: it is checked where given.
     """
@@ -26,7 +26,7 @@ class Source:
     apt: str = ""
     suite: str = ""
     debian_arch: str = ""
-    follow: str = ""
+    follow: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     file: str = ""
     url: str = ""
@@ -49,7 +49,8 @@ class Image:
     ``modules`` are the names of the kernel modules that are loaded before the agent starts, without their
     dependencies, which are found; ``later_modules`` those that can wait until it runs. ``files`` are further
     sources: of an archive what matches ``paths``, at the same paths; any other file at the one path given.
-    ``agent`` puts vmtest's agent in. With ``initrd`` a ready-made initramfs is taken instead. ``disk`` is a disk
+    ``instead`` is the image to build where this one's sources cannot be had: it has this one's values but for those
+    it says itself. ``agent`` puts vmtest's agent in. With ``initrd`` a ready-made initramfs is taken instead. ``disk`` is a disk
     image to boot from.
     """
 
@@ -69,6 +70,7 @@ class Image:
     initrd: Source | None = None
     disk: Source | None = None
     channel: Channel = Channel.AUTO
+    instead: Image | None = None
 
     @property
     def has_initramfs(self) -> bool:
@@ -87,6 +89,10 @@ class Image:
             raise UsageError(f"{where}: the key {missing[0]!r} is missing")
         values = dict(data)
         try:
+            other = values.pop("instead", None)
+            if other is not None:
+                merged = {**values, **other}
+                values["instead"] = cls.from_toml(name, merged, where=f"{where}: instead")
             for key in ("kernel", "initrd", "disk"):
                 if key in values:
                     values[key] = _source(values[key])
@@ -104,5 +110,7 @@ def _source(table: Any) -> Source:
     if not isinstance(table, Mapping):
         raise UsageError(f'a source is a table such as {{ apt = "PACKAGE" }}, not {table!r}')
     values = dict(table)
-    values["paths"] = tuple(values.get("paths", ()))
+    for key in ("paths", "follow"):
+        value = values.get(key, ())
+        values[key] = (value,) if isinstance(value, str) else tuple(value)
     return Source(**values)

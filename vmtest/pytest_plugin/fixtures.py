@@ -33,7 +33,6 @@ class Boot(Protocol):
 @pytest.fixture
 def boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
     """Boot guests: ``boot()``, ``boot("linux-aarch64", memory=512)``; each is a vmtest.Guest and ends with the test.
-
     The name is an image's (vmtest list), or one of [tool.vmtest.guests]; by default it is that of --vm-guest. The
     keywords are vmtest.GuestSpec's fields. With ``wait=False`` the guest is handed over while it still boots.
     """
@@ -71,7 +70,6 @@ FAILED = pytest.StashKey[bool]()
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, boot: Boot) -> Guest:
     """A freshly booted guest (vmtest.Guest), ended with the test: ``assert guest.run("uname -s").stdout == "Linux\\n"``.
-
     Which one: ``--vm-guest`` and the other ``--vm-`` options, ``@pytest.mark.guest("linux-aarch64", memory=512)``,
     or ``guest = "NAME"`` in [tool.vmtest]; else linux-x86_64.
     """

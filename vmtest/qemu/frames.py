@@ -111,13 +111,12 @@ class Frames:
                 return words[1:]
         return None
 
-    def ask(self, request: str, deadline: Deadline) -> list[bytes]:
+    def ask(self, request: str, deadline: Deadline, pause: float = RETRY) -> list[bytes]:
         """The answer to a request that may be repeated. Raises TimeoutError."""
-        pause = RETRY
         while True:
             answer = self.answer(self.say(request, deadline), deadline, pause)
             if answer is not None:
                 return answer
             if deadline.expired:
                 raise TimeoutError
-            pause = min(2 * pause, 10.0)
+            pause = min(2 * pause, 10 * RETRY)

@@ -43,15 +43,16 @@ for e in hexdump od base64; do has $e && E=$e; done
 for e in dd wc rm; do has $e || E=none; done
 has setsid && S=setsid
 case $E in base64) set --;; *) set -- -v -b;; esac
+echo 'echo $$ >"${0%.c}.p"' >"$f.c"
 say 0 ready $E ${S:-none}
 while read -r q v w a b c; do
  case $v in
- p|t) if [ ${#c} = "$b" ] && [ "$a" = $((n+1)) ]; then
-  if [ $v = p ]; then printf "$c"; else echo "$c"; fi >>"$f.$w" && n=$a
-  fi; say $q $n;;
+ p) [ ${#c} = "$b" ] && [ "$a" = $((n+1)) ] && printf "$c" >>"$f.$w" && n=$a
+  say $q $n;;
+ b) dd bs=4096 count=$a of="$f.$w"; say $q $(size "$f.$w");;
  x) if [ "$s" = idle ]; then
   i=/dev/null; s=run
-  [ -f "$f.64" ] && base64 -d <"$f.64" >"$f.i"
+  for p in "$f".64.*; do [ -f "$p" ] && base64 -d <"$p" >>"$f.i"; done
   [ -f "$f.i" ] && i=$f.i
   while read -r q v a; do case $v in
    kill|q) read -r p <"$f.p"; kill -9 -$p || kill -9 $p; say $q run;;
@@ -96,8 +97,8 @@ STOP = "\x15 :"
 PROBE = "\x15 echo '<'{0} up {0}'>' '<'{0} up {0}'>'"
 """Ctrl-U first, against what is typed already. The quotes keep its echo from looking like its answer."""
 PIECE = 1500
-"""Encoded bytes in a line that we type: the tty's canonical mode takes 4095 until somebody reads them."""
-LITERAL = re.compile(rb"[A-Za-z0-9_./:=,+@;]")
+"""Encoded bytes in a line that we type, about: the tty's canonical mode takes 4095."""
+LITERAL = re.compile(rb"[^\x00-\x1f\x7f-\xff%\\'<]")
 OCTAL = [bytes([i]) if LITERAL.match(bytes([i])) else b"\\%03o" % i for i in range(256)]
 REVERSED = bytes(int(f"{i:08b}"[::-1], 2) for i in range(256))
 
@@ -122,13 +123,15 @@ def exit_of(status: int) -> Exit:
 
 def octal(data: bytes) -> list[bytes]:
     """Pieces that a shell's printf turns into ``data``."""
-    pieces, piece = [], bytearray()
-    for byte in data:
-        piece += OCTAL[byte]
-        if len(piece) >= PIECE:
-            pieces.append(bytes(piece))
-            piece.clear()
-    return [*pieces, bytes(piece)] if piece else pieces
+    pieces, piece = [], []
+    for i, byte in enumerate(data, 1):
+        piece.append(OCTAL[byte])
+        if len(piece) >= PIECE // 2 or i == len(data):
+            # "read" strips spaces, and a leading "-" would be an option.
+            piece[0], piece[-1] = (b"\\%03o" % end[0] if end in (b" ", b"-") else end for end in (piece[0], piece[-1]))
+            pieces.append(b"".join(piece))
+            piece = []
+    return pieces
 
 
 def decoded(decoder: str, lines: list[bytes]) -> bytes:

@@ -21,6 +21,9 @@ from vmtest.qemu import loop
 
 __all__ = ["Process", "how_it_ended"]
 
+UNLESS_ORPHANED = ("/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
+"""Runs after the signal was asked for: a parent that was killed before that moment has sent none."""
+
 _alive: weakref.WeakSet[Process] = weakref.WeakSet()
 
 
@@ -62,7 +65,7 @@ class Process:
         with self.stderr_path.open("wb") as stderr:
             try:
                 popen = subprocess.Popen(
-                    [setpriv, "--pdeathsig", "KILL", "--", *self.command],
+                    [setpriv, "--pdeathsig", "KILL", "--", *UNLESS_ORPHANED, str(os.getpid()), *self.command],
                     stdin=subprocess.DEVNULL,
                     stdout=stderr,
                     stderr=stderr,

@@ -39,6 +39,8 @@ FILES = {"stdout": "o", "stderr": "e"}
 ATTEMPTS = 1000
 ASKED = 300
 """Broken lines asked for again at once, for a line that we type is limited."""
+BATCH = 16
+"""Lines typed without waiting: a tty whose reader is slow holds back 64 KiB."""
 ECHO_OFF = 4096
 """More input than this is typed with the echo off, where the guest has stty."""
 PATIENCE = 10.0
@@ -81,7 +83,7 @@ class Shell:
 
     def run(self, command: Command, *, deadline: Deadline, on_output: OnOutput) -> Exit:
         """Run a command; see CommandChannel. Output comes at the end. Raises GuestError where the shell is busy."""
-        text = f'echo $$ >"${{0%.c}}.p"\n{script(command)}exec {shlex.join(command.argv)}\n'
+        text = f"{script(command)}exec {shlex.join(command.argv)}\n"
         with self._running:
             self._console.discard()
             self._frames.lost = False
@@ -246,19 +248,29 @@ class Shell:
     def _upload(self, text: bytes, stdin: bytes, deadline: Deadline) -> None:
         if len(text) + len(stdin) > ECHO_OFF:
             self._frames.ask("e", deadline)
-        pieces = [("p c", piece) for piece in octal(text)]
-        if stdin and self._decoder == "base64":
-            whole = range(0, len(stdin), PIECE // 4 * 3)
-            pieces += [("t 64", binascii.b2a_base64(stdin[i : i + PIECE // 4 * 3], newline=False)) for i in whole]
+        pieces = [("c", piece) for piece in octal(text)]
+        if self._decoder == "base64":
+            self._upload_base64(stdin, deadline)
         else:
-            pieces += [("p i", piece) for piece in octal(stdin)]
-        for number, (verb, piece) in enumerate(pieces, 1):
-            for _ in range(5):
-                answer = self._frames.ask(f"{verb} {number} {len(piece)} {piece.decode()}", deadline)
-                if answer == [b"%d" % number]:
-                    break
-            else:
-                raise GuestError("the guest could not store the command or its input", hint="is its disk full?")
+            pieces += [("i", piece) for piece in octal(stdin)]
+        for number, (name, piece) in enumerate(pieces, 1):
+            request = f"p {name} {number} {len(piece)} {piece.decode()}"
+            self._until(request, number, deadline, RETRY)
+
+    def _upload_base64(self, stdin: bytes, deadline: Deadline) -> None:
+        """By many lines at once, which dd reads: an emulated CPU takes a system call a byte to ``read`` them."""
+        size = PIECE // 4 * 3
+        lines = [binascii.b2a_base64(stdin[i : i + size]).decode() for i in range(0, len(stdin), size)]
+        for number in range(0, len(lines), BATCH):
+            batch = lines[number : number + BATCH]
+            text = "".join(batch)
+            self._until(f"b 64.{number:07} {len(batch)}\n{text[:-1]}", len(text), deadline, 10 * RETRY)
+
+    def _until(self, request: str, wanted: int, deadline: Deadline, pause: float) -> None:
+        for _ in range(5):
+            if self._frames.ask(request, deadline, pause) == [b"%d" % wanted]:
+                return
+        raise GuestError("the guest could not store the command or its input", hint="is its disk full?")
 
     def _execute(self, deadline: Deadline) -> list[int]:
         """Let the helper run what was uploaded; the exit status and the sizes of stdout and stderr."""

@@ -20,6 +20,7 @@ class Verdict:
         self._lock = threading.Lock()
         self._make: Callable[[], VmtestError] | None = None
         self._wakers: list[Callable[[], None]] = []
+        self._set = threading.Event()
 
     def set(self, make: Callable[[], VmtestError]) -> None:
         """Record how the error is made (from then-current evidence), unless one is recorded, and wake all."""
@@ -27,6 +28,7 @@ class Verdict:
             if self._make is not None:
                 return
             self._make = make
+            self._set.set()
             wakers = list(self._wakers)
         for wake in wakers:
             wake()
@@ -35,6 +37,11 @@ class Verdict:
         """Forget it: the guest has been reset."""
         with self._lock:
             self._make = None
+            self._set.clear()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a verdict: a socket of QEMU's closes a moment before its end is seen."""
+        return self._set.wait(seconds)
 
     def on_set(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` when a verdict is set; it must not block."""
