@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from collections.abc import Sequence
 
 from vmtest.qemu.agent import EXIT, HEADER, HELLO, HELLO_ID, PAYLOAD, SPAWN, STDIN, STDIN_DONE, STDOUT, TWO, WINDOW
 
-__all__ = ["hello", "spawn"]
+__all__ = ["drain", "hello", "spawn"]
 
 
 def _exactly(sock: socket.socket, size: int) -> bytes:
@@ -19,6 +20,21 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
             raise EOFError
         data += more
     return data
+
+
+def drain(console: socket.socket) -> None:
+    """Throw away what comes until the other end closes, then close ours.
+
+    A guest whose console nobody reads stalls: the socket is full after some hundred writes, however small, and QEMU
+    writes what firmware prints byte by byte.
+    """
+
+    def run() -> None:
+        with console:
+            while console.recv(1 << 16):
+                pass
+
+    threading.Thread(target=run, daemon=True).start()
 
 
 def hello(sock: socket.socket) -> None:

@@ -27,7 +27,6 @@ import argparse
 import importlib.util
 import json
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -67,15 +66,18 @@ def by_hand(machine: Machine, sandbox: bool) -> float:
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors) as qemu:
         for _, theirs in pairs.values():
             theirs.close()
+        bare.drain(pairs["console"][0])
         try:
             agent = pairs["agent"][0]
+            agent.settimeout(120)
             bare.hello(agent)
             bare.spawn(agent, 1, ["true"])
             return time.perf_counter() - start
         finally:
-            qemu.send_signal(signal.SIGKILL)
-            for mine, _ in pairs.values():
-                mine.close()
+            qemu.kill()
+            qemu.wait()
+            for port in ("qmp", "agent"):
+                pairs[port][0].close()
 
 
 def new_process(name: str) -> float:
@@ -165,13 +167,14 @@ def main() -> None:
     options = parser.parse_args()
     peer = peer_python(options.peer)
     verdicts = []
-    for name in options.guest or [name for name in GUESTS if name == DEFAULT_GUEST or cached(load(name))]:
+    guests = options.guest or [name for name in GUESTS if name == DEFAULT_GUEST or cached(load(name))]
+    for name in guests:
         seconds = measure(name, options.runs, peer, whole=name == DEFAULT_GUEST)
         print(f"{name}: from the start to the first answered command\n\n{table(seconds, BY_HAND)}\n")
         verdicts.append(verdict(f"{name}: vmtest against bare QEMU", ratio(seconds, OURS, BY_HAND), RATIO))
         if name == DEFAULT_GUEST:
             verdicts.append(verdict(f"{name}: seconds until it answers", median(seconds[OURS]), SECONDS))
-    if peer is None:
+    if peer is None and DEFAULT_GUEST in guests:
         print("labgrid is not installed here: name a Python that has it with --peer\n")
     print(*verdicts, sep="\n")
 

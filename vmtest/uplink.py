@@ -55,8 +55,7 @@ class Uplink:
         self.channel = None
         self._seen = b""
         self._ready.clear()
-        if isinstance(self._candidate, Agent):
-            self._candidate.forget()
+        self._candidate.forget()
 
     def _alive(self, deadline: Deadline) -> bool:
         return self.channel is not None and self.channel.answers(deadline)

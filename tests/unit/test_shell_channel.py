@@ -196,6 +196,14 @@ def test_big_output_is_identical(boot: Boot, kind: str, every: float, tmp_path: 
     assert hashlib.sha256(out).digest() == hashlib.sha256(data).digest()
 
 
+@pytest.mark.parametrize("every", [0.0, 4000.0], ids=["quiet", "chatty"])
+def test_big_input_is_identical(boot: Boot, every: float) -> None:
+    """300 KiB of input arrive whole, although a tty holds 4 KiB."""
+    guest = boot("ash", every)
+    data = random.Random(4).randbytes(300 << 10)
+    assert guest.run("sha256sum", input=data)[1].split()[0].decode() == hashlib.sha256(data).hexdigest()
+
+
 def test_output_may_look_like_a_prompt_or_a_frame(boot: Boot, kind: str, tmp_path: Path) -> None:
     """Nothing that a command prints, its own typed line and the helper's language included, is taken for an answer."""
     guest = boot(kind)
@@ -272,7 +280,7 @@ def test_a_background_child_does_not_block(boot: Boot, kind: str) -> None:
 
 def test_a_dialogue_on_the_console_goes_on_in_between(boot: Boot, kind: str) -> None:
     """Commands leave a prompt and an echo behind, and do not mind what a dialogue has left."""
-    guest = boot(kind, 3000.0)
+    guest = boot(kind)
     guest.sh("echo one")
     guest.console.sendline("A=4; echo $((A+38))-")
     guest.console.expect("42-")
@@ -338,6 +346,26 @@ def test_it_answers(boot: Boot, kind: str, tmp_path: Path) -> None:
     assert alive == [True]
     guest.line.shell.send_signal(19)
     assert not guest.shell.answers(Deadline(0.3))
+
+
+def test_a_reset_ends_the_wait(boot: Boot, tmp_path: Path) -> None:
+    """Whoever waits for a command when the guest is reset gets GuestGone once the guest prints again."""
+    guest = boot("bash")
+    os.mkfifo(tmp_path / "started")
+
+    pids = []
+
+    def reset() -> None:
+        pids.append(int((tmp_path / "started").read_text()))
+        guest.shell.forget()
+        os.write(guest.line.master, b"\n")  # its echo stands for the firmware's first words
+
+    thread = threading.Thread(target=reset)
+    thread.start()
+    with pytest.raises(GuestGone, match="reset"):
+        guest.sh("echo $$ >started; exec sleep 1000", cwd=str(tmp_path))
+    thread.join()
+    os.kill(pids[0], 9)
 
 
 def test_missing_programs_are_named(boot: Boot, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ _KERNEL_PATHS = ("boot/vmlinuz-*", "boot/vmlinux-*")
 def build(image: Image, work: Path, *, progress: Progress, update: bool) -> None:
     """Fetch all that the image is made of, and put it together in the directory ``work``, with a manifest.
 
-    Where a source cannot be had, the image's ``instead`` is built, and that is logged as a warning. Raises ImageError and UsageError as ``prepare`` does, and OSError where the disk fails.
+    Where a source cannot be had, the image's ``instead`` is built, and that is logged as a warning.
+    Raises ImageError and UsageError as ``prepare`` does, and OSError where the disk fails.
     """
     try:
         _build(image, work, progress=progress, update=update)

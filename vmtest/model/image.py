@@ -50,7 +50,8 @@ class Image:
     dependencies, which are found; ``later_modules`` those that can wait until it runs. ``files`` are further
     sources: of an archive what matches ``paths``, at the same paths; any other file at the one path given.
     ``instead`` is the image to build where this one's sources cannot be had: it has this one's values but for those
-    it says itself. ``agent`` puts vmtest's agent in. With ``initrd`` a ready-made initramfs is taken instead. ``disk`` is a disk
+    it says itself. ``agent`` puts vmtest's agent in. With ``initrd`` a ready-made initramfs is taken
+    instead. ``disk`` is a disk
     image to boot from.
     """
 

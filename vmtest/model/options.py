@@ -54,7 +54,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         field="channel",
         metavar="WAY",
-        help=f"how commands reach the guest: {', '.join(Channel)} (auto: the agent where there is one, else the console)",
+        help=f"how commands reach the guest: {', '.join(Channel)} (auto: the agent if there is one, else the console)",
     ),
     Option(field="boot_timeout", metavar="SECONDS", help="how long a guest may take until it answers (120)"),
     Option(field="timeout", metavar="SECONDS", help="how long a command, or an expect, may take (60)"),

@@ -69,7 +69,7 @@ FAILED = pytest.StashKey[bool]()
 
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, boot: Boot) -> Guest:
-    """A freshly booted guest (vmtest.Guest), ended with the test: ``assert guest.run("uname -s").stdout == "Linux\\n"``.
+    """A fresh guest (vmtest.Guest), ended with the test: ``assert guest.run("uname -s").stdout == "Linux\\n"``.
     Which one: ``--vm-guest`` and the other ``--vm-`` options, ``@pytest.mark.guest("linux-aarch64", memory=512)``,
     or ``guest = "NAME"`` in [tool.vmtest]; else linux-x86_64.
     """

@@ -46,5 +46,8 @@ class CommandChannel(Protocol):
     def answers(self, deadline: Deadline) -> bool:
         """Whether the guest is alive to this channel: True as soon as it answers, False at the deadline."""
 
+    def forget(self) -> None:
+        """The guest was reset: whoever waits for a command gets GuestGone, and ``connect`` begins anew."""
+
     def close(self) -> None:
         """Give up the connection."""

@@ -40,7 +40,7 @@ class Frames:
         self.heard = 0
         self.sending = threading.Lock()
         self._numbers = itertools.count(1)
-        self._tag = b""
+        self._marks: tuple[bytes, ...] = ()
         self._frame = re.compile(b"")
         self._received = b""
         self._frames: deque[bytes] = deque()
@@ -48,7 +48,7 @@ class Frames:
     def begin(self) -> str:
         """A new tag: frames with another are nothing from here on."""
         tag = secrets.token_hex(3)
-        self._tag = b"<" + tag.encode()
+        self._marks = (f"<{tag}".encode(), f"{tag}>".encode())
         self._frame = re.compile(f"<{tag} ([^<>\\r\\n]*) {tag}>".encode())
         self._received = b""
         self._frames.clear()
@@ -86,7 +86,7 @@ class Frames:
                 self._frames.append(match[1])
                 end = max(end, match.end())
             self._received = data[end:][-LONGEST:]
-            if not self._frames and self._tag in data[:end]:
+            if not self._frames and any(mark in data[:end] for mark in self._marks):
                 deadline = deadline.sooner(BROKEN)
         self.heard += 1
         body = self._frames.popleft()

@@ -15,11 +15,9 @@ from __future__ import annotations
 import binascii
 import contextlib
 import os
-import re
 import secrets
 import shlex
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from vmtest.deadline import Deadline
@@ -28,6 +26,7 @@ from vmtest.model.machine import Channel
 from vmtest.qemu.channel import Command, Exit, OnOutput
 from vmtest.qemu.frames import RETRY, Frames
 from vmtest.qemu.posix import BLOCK, HELPER, LOADER, PIECE, PLACES, PROBE, STOP, cksum, decoded, exit_of, octal, script
+from vmtest.qemu.prompt import sync
 from vmtest.qemu.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -46,9 +45,6 @@ ECHO_OFF = 4096
 PATIENCE = 10.0
 """Seconds for cleaning up after a deadline has passed."""
 PAUSE = threading.Event()  # never set
-ESCAPES = re.compile(rb"\x1b(\[[0-9;?]*[ -/]*[@-~]|\].*?(\x07|\x1b\\))|\x1b[=>78]|[\0\r]")
-PROMPT = re.compile(rb"[#$%>~] *\Z")
-LOGIN = re.compile(rb"(login|[Pp]assword): *(\[ *\d+\.\d+\][^\n]*\n+)*\Z")
 
 
 class Shell:
@@ -79,7 +75,7 @@ class Shell:
         with self._running:
             self._home = ""
             self._frames.lost = False
-            return self._sync(deadline, at_once=False)
+            return sync(self._frames, deadline, since=self._born, at_once=False)
 
     def run(self, command: Command, *, deadline: Deadline, on_output: OnOutput) -> Exit:
         """Run a command; see CommandChannel. Output comes at the end. Raises GuestError where the shell is busy."""
@@ -100,7 +96,7 @@ class Shell:
                     sizes = [] if ended else self._kill(patience)
                     if isinstance(error, TimeoutError):
                         self._fetch(sizes, patience, on_output)
-                with contextlib.suppress(TimeoutError, VmtestError):
+                with contextlib.suppress(VmtestError):
                     self._leave()
                 raise
             self._leave()
@@ -155,41 +151,6 @@ class Shell:
 
     # -- to the prompt and into the helper ---------------------------------------------------------------------
 
-    def _sync(self, deadline: Deadline, *, at_once: bool) -> bool:
-        """Type echo commands, at most one a second, until the newest is answered; whether that was before the deadline.
-
-        Unless ``at_once``, first wait for what looks like a prompt, or for silence: what is typed while a guest
-        boots may stop its boot loader.
-        """
-        before = min(1000, self._console.total - self._born)
-        seen = self._console.tail[-before:] if before else b""
-        heard = typed = time.monotonic()
-        wanted = None
-        while not deadline.expired:
-            data = self._frames.read(deadline.sooner(0.0 if at_once else 0.15))
-            now = time.monotonic()
-            if data:
-                heard, seen = now, seen + data
-                if wanted and wanted in seen:
-                    return True
-                seen = seen[-8192:]
-            elif not at_once and LOGIN.search(ESCAPES.sub(b"", seen[-1000:])):
-                raise GuestError(
-                    f"the console asks for a login: {self._console.tail_text(1)!r}",
-                    hint="log in first: guest.console.expect('login:'), guest.console.sendline('root'), …",
-                )
-            prompt = not data and PROMPT.search(ESCAPES.sub(b"", seen[-1000:]))
-            waited = now - typed
-            if at_once or (waited >= 1 and (prompt or now - heard >= 1 or waited >= 3)) or (prompt and not wanted):
-                tag = secrets.token_hex(3)
-                wanted = f"<{tag} up {tag}>".encode()
-                typed, at_once = now, False
-                try:
-                    self._frames.type(PROBE.format(tag), deadline)
-                except TimeoutError:
-                    return False
-        return False
-
     def _begin(self, deadline: Deadline) -> None:
         """Start the helper, and have it stored in the guest where it is not (any more)."""
         while True:
@@ -236,7 +197,7 @@ class Shell:
     def _find_prompt(self, deadline: Deadline) -> None:
         with contextlib.suppress(TimeoutError):
             self._frames.type(STOP, deadline)
-        if not self._sync(deadline, at_once=True):
+        if not sync(self._frames, deadline, at_once=True):
             raise GuestError(
                 f"the shell on the console did not answer within {deadline.seconds:g} s",
                 hint="something else may be running in the foreground of the console",
@@ -264,7 +225,7 @@ class Shell:
         for number in range(0, len(lines), BATCH):
             batch = lines[number : number + BATCH]
             text = "".join(batch)
-            self._until(f"b 64.{number:07} {len(batch)}\n{text[:-1]}", len(text), deadline, 10 * RETRY)
+            self._until(f"b 64.{number:07} {len(batch)}\n{text[:-1]}", len(text), deadline, 3 * RETRY)
 
     def _until(self, request: str, wanted: int, deadline: Deadline, pause: float) -> None:
         for _ in range(5):
@@ -330,9 +291,10 @@ class Shell:
         patience = Deadline(PATIENCE)
         with self._frames.sending:  # nobody asks it anything from here on
             self._frames.ready = False
-        # Repeated it would reach the shell that comes after the helper: a probe gets on with either.
-        if self._frames.answer(self._frames.say("q", patience), patience, 2 * RETRY) is None and not self._sync(
-            patience, at_once=True
-        ):
-            self._frames.type("\x03", Deadline(PATIENCE), end="")
-            self._sync(Deadline(PATIENCE), at_once=True)
+        with contextlib.suppress(TimeoutError):
+            # Repeated it would reach the shell that comes after the helper: a probe gets on with either.
+            if self._frames.answer(self._frames.say("q", patience), patience, 2 * RETRY):
+                return
+            if not sync(self._frames, patience, at_once=True):
+                self._frames.type("\x03", Deadline(PATIENCE), end="")
+                sync(self._frames, Deadline(PATIENCE), at_once=True)
