@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from vmtest.deadline import Deadline
-from vmtest.errors import GuestError
+from vmtest.errors import GuestError, GuestGone
 from vmtest.model.machine import Channel
 from vmtest.qemu.agent import Agent
 from vmtest.qemu.channel import CommandChannel
@@ -65,9 +65,15 @@ class Uplink:
         may_change = self._running.machine.channel is Channel.AUTO and isinstance(self._candidate, Agent)
         grace: Deadline | None = None
         while not deadline.expired:
-            if self._candidate.connect(deadline.sooner(0.2) if may_change else deadline):
-                self.channel = self._candidate
-                return True
+            resets = self._running.resets
+            try:
+                if self._candidate.connect(deadline.sooner(0.2) if may_change else deadline):
+                    self.channel = self._candidate
+                    return True
+            except GuestGone:
+                if self._running.resets == resets:
+                    raise
+                continue  # reset once more while it came up, as some machines are by one reboot
             if may_change and self._ready.is_set():
                 grace = grace or deadline.sooner(GRACE)
                 if grace.expired:  # its init is up and found no agent port: a kernel without virtio, say
