@@ -240,7 +240,7 @@ class Guest:
         try:
             channel.run(wanted, deadline=deadline, on_output=lambda stream, data: None)
         except (TimeoutError, GuestGone):
-            if self._running.resets == resets and not self._running.verdict.wait(2):
+            if not self._running.wait_change(resets, Deadline(2)):
                 raise GuestError(f"{command!r} did not end the guest", evidence=self.evidence) from None
 
     def pause(self) -> None:

@@ -234,10 +234,14 @@ class Running:
         assert self.qmp is not None
         self.qmp.execute("system_reset", timeout=30 * self._scale)
 
-    def wait_reset(self, after: int, deadline: Deadline) -> bool:
-        """Wait until the machine has been reset more than ``after`` times; raises the verdict's error at once."""
+    def wait_change(self, after: int, deadline: Deadline) -> bool:
+        """Wait until the machine has been reset more than ``after`` times, or has ended; whether one happened."""
         with self._changed:
-            self._changed.wait_for(lambda: self.resets > after or self.verdict.is_set, deadline.timeout)
+            return self._changed.wait_for(lambda: self.resets > after or self.verdict.is_set, deadline.timeout)
+
+    def wait_reset(self, after: int, deadline: Deadline) -> bool:
+        """Wait until it has been reset more than ``after`` times; raises the verdict's error at once."""
+        self.wait_change(after, deadline)
         if self.resets <= after:
             self.verdict.check()
         return self.resets > after

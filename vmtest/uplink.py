@@ -71,9 +71,9 @@ class Uplink:
                     self.channel = self._candidate
                     return True
             except GuestGone:
-                if self._running.resets == resets:
+                # Reset once more while it came up, as some machines are by one reboot; else it has ended.
+                if not self._running.wait_reset(resets, Deadline(2)):
                     raise
-                continue  # reset once more while it came up, as some machines are by one reboot
             if may_change and self._ready.is_set():
                 grace = grace or deadline.sooner(GRACE)
                 if grace.expired:  # its init is up and found no agent port: a kernel without virtio, say
