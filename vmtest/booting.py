@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Unpack
 
+from vmtest.errors import UsageError
 from vmtest.guest import Guest
 from vmtest.model.spec import GuestSpec, Said
 from vmtest.progress import SILENT, Progress
@@ -45,7 +46,11 @@ def boot(
     directory = None
     if logs is not None:
         directory = Path(logs)
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"the directory {directory} for logs cannot be made: {error.strerror}") from error
+    ours = image is not None and image.has_initramfs and spec.initrd is None
     name = image.name if image else f"{machine.arch} guest"
     progress.step(f"booting {name} under {machine.accel}")
     started = Guest(
@@ -53,7 +58,9 @@ def boot(
         qemu,
         name=name,
         logs=directory,
-        expects_agent=image is not None and image.agent and spec.initrd is None and spec.disk is None,
+        expects_agent=ours and image is not None and image.agent,
+        announces=ours,
+        stamped=True if ours and spec.kernel is None else None,  # Debian's kernels have printk.time on
         timeout=spec.timeout or 60.0,
         boot_timeout=spec.boot_timeout or 120.0,
         timeout_scale=spec.timeout_scale or _scale_of_environment(),

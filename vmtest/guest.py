@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from vmtest import transfer
 from vmtest.deadline import Deadline
-from vmtest.errors import BootTimeout, CommandTimeout, GuestError, GuestGone, UsageError, VmtestError
+from vmtest.errors import (
+    BootTimeout,
+    CommandTimeout,
+    GuestError,
+    GuestGone,
+    QmpError,
+    UsageError,
+    VmtestError,
+)
 from vmtest.host import Qemu
 from vmtest.model.machine import Channel, Machine
 from vmtest.model.observation import CrashReport, Result
@@ -45,12 +54,15 @@ class Guest:
         name: str = "guest",
         logs: Path | None = None,
         expects_agent: bool = True,
+        announces: bool = True,
+        stamped: bool | None = None,
         timeout: float = 60.0,
         boot_timeout: float = 120.0,
         timeout_scale: float = 1.0,
     ) -> None:
         """Start QEMU; does not wait for the guest. ``logs`` is a directory for the logs, by default one that goes
-        when the guest does. ``expects_agent`` says whether its image is known to have vmtest's agent.
+        when the guest does. What is known of its image: ``expects_agent``, that it has vmtest's agent;
+        ``announces``, that its init prints when it is ready; ``stamped``, that its kernel's lines bear time stamps.
         """
         self.machine = machine
         self.name = name
@@ -68,15 +80,17 @@ class Guest:
                 machine,
                 qemu,
                 directory=self.logs,
-                pid_file=self._workdir.path / "pid",
                 environment=self._workdir.environment,
                 scale=timeout_scale,
                 timeout=timeout,
+                stamped=stamped,
             )
+            self._uplink = Uplink(self._running, expects_agent=expects_agent, announces=announces)
         except BaseException:
+            if hasattr(self, "_running"):
+                self._running.close()
             self._workdir.remove()
             raise
-        self._uplink = Uplink(self._running, expects_agent=expects_agent)
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
@@ -149,6 +163,8 @@ class Guest:
         data = input.encode() if isinstance(input, str) else input or b""
         deadline = self._deadline(timeout)
         kept = _Kept(stream)
+        if self._running.paused:
+            raise UsageError(f"{self.name} is paused, and runs nothing", hint="resume() it first")
         with self._explained():
             channel = self._channel()
             began = time.monotonic()
@@ -160,7 +176,7 @@ class Guest:
                     f"the guest's command {shown!r} did not end within {deadline.seconds:g} s, and was killed",
                     stdout=bytes(kept.streams["stdout"]),
                     stderr=bytes(kept.streams["stderr"]),
-                    hint="give it more with timeout=, or all guests with --vm-timeout-scale",
+                    hint="give it more time: timeout= in a call, --timeout of vmtest run, --vm-timeout-scale of pytest",
                 ) from None
         return Result(
             command=command if isinstance(command, str) else tuple(command),
@@ -189,14 +205,15 @@ class Guest:
 
     def wait_up(self, *, timeout: float | None = None) -> Self:
         """Wait until the guest answers commands. Raises BootTimeout with what was last seen, or its panic at once."""
-        deadline = Deadline((timeout or self.boot_timeout) * self.timeout_scale)
+        deadline = Deadline((self.boot_timeout if timeout is None else timeout) * self.timeout_scale)
         with self._explained():
             if not self._uplink.connect(deadline):
                 seen = self.console.tail_text(1).strip() or "nothing at all"
                 raise BootTimeout(
                     f"the guest did not answer within {deadline.seconds:g} s of its start; last seen: {seen}",
-                    hint="see its console below; a slow host or accelerator needs --vm-timeout-scale, "
-                    "a guest of your own with neither agent nor shell is driven by boot(wait=False)",
+                    hint=f"a slow host or accelerator (this ran under {self.accel}; `vmtest doctor` shows the speeds) "
+                    "needs a longer boot_timeout; a guest of your own with neither agent nor shell is booted with "
+                    "wait=False and driven by its console",
                 )
         self.boot_seconds = time.monotonic() - self._started
         return self
@@ -220,9 +237,10 @@ class Guest:
 
     def reset(self) -> Self:
         """Press the reset button, and wait until it is up again. A crashed guest lives again by this."""
-        resets = self._running.resets
-        self._running.press_reset()
-        self._running.wait_reset(resets, Deadline(30 * self.timeout_scale))
+        self._open()
+        with self._explained():
+            if not self._running.press_reset(Deadline(30 * self.timeout_scale)):
+                raise QmpError("QEMU did not reset the guest within 30 s")
         return self._up_again()
 
     def _up_again(self) -> Self:
@@ -245,22 +263,25 @@ class Guest:
 
     def pause(self) -> None:
         """Stop its CPUs; its clock stands still."""
+        self._open()
         self._running.pause()
 
     def resume(self) -> None:
         """Let its CPUs go on."""
+        self._open()
         self._running.resume()
 
     def wait(self, *, timeout: float | None = None) -> int:
         """Wait until it has powered off; QEMU's exit code. Raises GuestPanicked at once, GuestError after ``timeout``
         (by default it waits without limit).
         """
-        deadline = Deadline(timeout * self.timeout_scale) if timeout else Deadline.never()
+        deadline = Deadline.never() if timeout is None else Deadline(timeout * self.timeout_scale)
         if self._running.wait_end(deadline):
-            exit_code = self._running.process.returncode
-            if exit_code == 0:
-                return 0
-            self._running.verdict.check()
+            if not self._closed and self._running.verdict.wait(2):
+                with suppress(GuestGone):  # it has powered off, as was expected here
+                    self._running.verdict.check()
+            if self._running.process.returncode is not None:
+                return self._running.process.returncode
         raise GuestError(f"the guest did not power off within {deadline.seconds:g} s", evidence=self.evidence)
 
     def kill(self) -> None:
@@ -269,6 +290,7 @@ class Guest:
 
     def qmp(self, command: str, **arguments: object) -> object:
         """Run a QMP command and return what it returns. Raises QmpError with QEMU's words."""
+        self._open()
         return self._running.execute(command, **arguments)
 
     def close(self) -> None:
@@ -292,9 +314,12 @@ class Guest:
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline((self.timeout if timeout is None else timeout) * self.timeout_scale)
 
-    def _channel(self) -> CommandChannel:
+    def _open(self) -> None:
         if self._closed:
             raise UsageError(f"{self.name} has ended: it was shut down or killed")
+
+    def _channel(self) -> CommandChannel:
+        self._open()
         if self._uplink.channel is None:
             self.wait_up()
         assert self._uplink.channel is not None
@@ -319,6 +344,7 @@ class _Kept:
 
     def __init__(self, stream: bool | OnOutput) -> None:
         self.streams = {"stdout": bytearray(), "stderr": bytearray()}
+        self._text = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in self.streams}
         self._stream = stream
 
     def __call__(self, name: str, data: bytes) -> None:
@@ -327,7 +353,7 @@ class _Kept:
             return
         if self._stream:
             target = sys.stdout if name == "stdout" else sys.stderr
-            target.write(data.decode(errors="replace"))
+            target.write(self._text[name].decode(data))
             target.flush()
         self.streams[name] += data
         if len(self.streams[name]) > OUTPUT_LIMIT:

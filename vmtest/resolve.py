@@ -39,11 +39,11 @@ def foresee(spec: GuestSpec) -> str:
 
 
 def _resolve(spec: GuestSpec, progress: Progress) -> tuple[Arch, Image | None, Qemu, AccelStatus]:
-    """What a spec comes down to on this host. An image is not needed where kernel and initrd, or a disk, are given."""
+    """What a spec comes down to on this host. A disk, or kernel and initrd, without an image's name need none."""
     require_linux()
     whole = (spec.kernel and spec.initrd) or spec.disk
-    image = None if spec.image is None and spec.arch and whole else images.load(spec.image or default_image(spec))
-    row = arch(spec.arch or (image.arch if image else ""))
+    image = None if spec.image is None and whole else images.load(spec.image or default_image(spec))
+    row = arch(spec.arch or (image.arch if image else "x86_64"))
     if image is not None and row.name != image.arch:
         raise UsageError(
             f"the image {image.name} is for {image.arch}, and {row.name} was asked for",
@@ -74,7 +74,7 @@ def _check_files(spec: GuestSpec, row: Arch, image: Image | None) -> None:
 def _machine(
     spec: GuestSpec, row: Arch, image: Image | None, qemu: Qemu, status: AccelStatus, progress: Progress
 ) -> Machine:
-    built = images.prepare(image, progress=progress) if image else None
+    built = images.prepare(image, progress=progress) if image and not (spec.kernel and spec.initrd) else None
     disk = spec.disk or (built.disk if built else None)
     trim = image.trim if image and spec.trim is not False else ""
     append = (image.append if image else "", trim, spec.append or "")

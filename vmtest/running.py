@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -25,6 +26,7 @@ __all__ = ["Running"]
 SETTLE = 0.3
 """Seconds of silence after which a crash report on the console is taken for complete."""
 LONGEST_REPORT = 3.0
+LATE = 0.05
 REPORTS = 1000
 """Crash reports kept of one guest."""
 ALIVE = 0.5
@@ -43,12 +45,15 @@ class Running:
         qemu: Qemu,
         *,
         directory: Path,
-        pid_file: Path,
         environment: Mapping[str, str],
         scale: float,
         timeout: float,
+        stamped: bool | None,
     ) -> None:
-        """Start QEMU with its logs in ``directory``. Raises QemuDied with its own words if it does not come up."""
+        """Start QEMU with its logs in ``directory``. Raises QemuDied with its own words if it does not come up.
+
+        ``stamped`` says whether the kernel's lines bear time stamps, as CrashScanner takes it.
+        """
         self.machine = machine
         self.verdict = Verdict()
         self.reports: list[CrashReport] = []
@@ -56,13 +61,15 @@ class Running:
         self.alive: Callable[[Deadline], bool] = lambda deadline: False
         self.on_text: Callable[[bytes], None] = lambda data: None
         self.on_reset: Callable[[], None] = lambda: None
-        self._scale = scale
+        self.on_port_closed: Callable[[], None] = lambda: None
+        self.scale = scale
         self._ending = False
         self._changed = threading.Condition()
         self._shutdown: Event | None = None
         self.verdict.on_set(self._wake)
         self._stopped_by_us = False
-        self._scanner = CrashScanner()
+        self._reset_by_us = False
+        self._scanner = CrashScanner(timestamps=stamped)
         self._scanning = threading.Lock()
         self._printed = threading.Event()
         self._judging = False
@@ -77,14 +84,15 @@ class Running:
             argv(machine, Wiring.by_hand(agent=with_agent), binary=str(qemu.path), sandbox=qemu.sandbox)
         )
         self.agent_socket = pairs["agent"][0] if with_agent else None
-        self.console = Console(
-            pairs["console"][0],
-            log=directory / "console.log",
-            verdict=self.verdict,
-            on_data=self._on_console,
-            timeout=timeout * scale,
-        )
         try:
+            self.console = Console(
+                pairs["console"][0],
+                log=directory / "console.log",
+                verdict=self.verdict,
+                on_data=self._on_console,
+                timeout=timeout,
+                scale=scale,
+            )
             self.process = Process(
                 argv(machine, wiring, binary=str(qemu.path), sandbox=qemu.sandbox),
                 stderr=directory / "qemu.stderr",
@@ -99,17 +107,16 @@ class Running:
             for _, end in pairs.values():
                 end.close()
         try:
-            pid_file.write_text(f"{self.process.pid}\n")
             self.qmp = Qmp(pairs["qmp"][0], on_event=self._on_event, deadline=Deadline(20 * scale))
         except BaseException as error:
             self._explain_and_close(error)
             raise
 
     def _close_sockets(self, pairs: Mapping[str, tuple[socket.socket, socket.socket]]) -> None:
-        self.console.close()
-        for name, (ours, _) in pairs.items():
-            if name != "console":
-                ours.close()
+        if hasattr(self, "console"):
+            self.console.close()
+        for ours, _ in pairs.values():
+            ours.close()
 
     def _explain_and_close(self, error: BaseException) -> None:
         """QMP did not come up. If QEMU has ended, that is the reason, and its stderr says why."""
@@ -134,16 +141,20 @@ class Running:
 
     def _judge(self) -> None:
         """A crash report has begun: wait for its rest, and see whether the guest has survived it."""
-        resets, most = self.resets, Deadline(LONGEST_REPORT * self._scale)
+        resets, most = self.resets, Deadline(LONGEST_REPORT * self.scale)
         while self._printed.wait(SETTLE) and self._scanner.pending and not most.expired:
             self._printed.clear()
         with self._scanning:
             self.reports += self._scanner.flush()[: REPORTS - len(self.reports)]
-            fatal = [report for report in self.reports[self._judged :] if report.severity >= Severity.FATAL]
-            self._judged = len(self.reports)
+            fatal = self._fatal()
             self._judging = False
-        if fatal and resets == self.resets and not self.alive(Deadline(ALIVE * self._scale)):
+        if fatal and resets == self.resets and not self.alive(Deadline(ALIVE * self.scale)):
             self.verdict.set(lambda: self._panicked(fatal[-1]))
+
+    def _fatal(self) -> list[CrashReport]:
+        """The fatal reports that nobody has looked at yet."""
+        fresh, self._judged = self.reports[self._judged :], len(self.reports)
+        return [report for report in fresh if report.severity >= Severity.FATAL]
 
     def _panicked(self, report: CrashReport) -> VmtestError:
         return GuestPanicked(
@@ -157,22 +168,35 @@ class Running:
             case "SHUTDOWN":
                 self._shutdown = event
             case "RESET":
-                self._was_reset()
+                # What the guest printed before may still be in the console's socket, behind this one's.
+                asyncio.get_running_loop().call_later(LATE, self._was_reset)
+            case "VSERPORT_CHANGE" if not event["data"]["open"]:
+                self.on_port_closed()
             case "STOP" if not self._stopped_by_us and not self._ending:
                 threading.Thread(target=self._why_stopped, name="vmtest-stop", daemon=True).start()
 
     def _was_reset(self) -> None:
-        self.verdict.clear()  # a crashed guest lives again
+        fatal = self._last_reports()
+        self.verdict.clear()  # a crashed guest lives again,
+        if fatal and not self._reset_by_us:  # unless its panic was what reset it (panic=-1): that is told
+            self.verdict.set(lambda: self._panicked(fatal[-1]))
+        self._reset_by_us = False
         self.on_reset()
         with self._changed:
             self.resets += 1
             self._changed.notify_all()
 
+    def _last_reports(self) -> list[CrashReport]:
+        """The guest's life has ended: what its kernel printed is complete; the fatal reports of it."""
+        with self._scanning:
+            self.reports += self._scanner.flush()[: REPORTS - len(self.reports)]
+            return self._fatal()
+
     def _why_stopped(self) -> None:
         """QEMU stopped the guest by itself: KVM met what it cannot run, or a disk is full."""
         with contextlib.suppress(QmpError):
             status = self.qmp.execute("query-status")["status"] if self.qmp else "unknown"
-            if status in ("internal-error", "io-error", "guest-panicked"):
+            if status in ("internal-error", "io-error"):
                 self.verdict.set(
                     lambda: HostError(
                         f"QEMU stopped the guest with status {status!r} under {self.machine.accel}",
@@ -184,9 +208,16 @@ class Running:
                 )
 
     def _on_exit(self, exit_code: int) -> None:
-        if self._ending:
-            return
-        if exit_code == 0:
+        if not self._ending:
+            # As for a reset: its last words first.
+            asyncio.get_running_loop().call_later(LATE, self._has_ended, exit_code)
+        self._wake()
+
+    def _has_ended(self, exit_code: int) -> None:
+        fatal = self._last_reports()
+        if fatal:
+            self.verdict.set(lambda: self._panicked(fatal[-1]))
+        elif exit_code == 0:
             reason = ((self._shutdown or {}).get("data") or {}).get("reason", "unknown")
             self.verdict.set(
                 lambda: GuestGone(f"the guest has powered off (QEMU's reason: {reason})", evidence=self.evidence())
@@ -202,8 +233,8 @@ class Running:
     def evidence(self) -> dict[str, str]:
         """What every error about this guest shows."""
         return {
-            "QEMU command line": self.command_line,
             "QEMU stderr": self.process.stderr if hasattr(self, "process") else "",
+            "QEMU command line": self.command_line,
             "console tail": self.console.tail_text(),
         }
 
@@ -212,12 +243,17 @@ class Running:
         self.verdict.check()
         assert self.qmp is not None
         try:
-            return self.qmp.execute(command, timeout=30 * self._scale, **arguments)
+            return self.qmp.execute(command, timeout=30 * self.scale, **arguments)
         except QmpError as error:
-            self.process.wait(Deadline(1) if self.qmp.closed else Deadline(0))
-            self.verdict.check()
+            if self.qmp.closed and self.process.wait(Deadline(1)) is not None and self.verdict.wait(1):
+                self.verdict.check()
             error.evidence |= self.evidence()
             raise
+
+    @property
+    def paused(self) -> bool:
+        """Whether we have stopped the guest's CPUs."""
+        return self._stopped_by_us
 
     def pause(self) -> None:
         """Stop the guest's CPUs."""
@@ -229,10 +265,22 @@ class Running:
         self.execute("cont")
         self._stopped_by_us = False
 
-    def press_reset(self) -> None:
-        """Reset the machine, crashed or not."""
+    def press_reset(self, deadline: Deadline) -> bool:
+        """Reset the machine, crashed or not; whether that happened in time.
+
+        Raises QemuDied or GuestGone where QEMU has ended.
+        """
         assert self.qmp is not None
-        self.qmp.execute("system_reset", timeout=30 * self._scale)
+        before, self._reset_by_us = self.resets, True
+        with contextlib.suppress(QmpError):  # the one reason is that QEMU has ended, or it shows below
+            self.qmp.execute("system_reset", timeout=deadline.remaining)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self.resets > before or self.process.returncode is not None, deadline.timeout
+            )
+        if self.process.returncode is not None and self.verdict.wait(1):
+            self.verdict.check()
+        return self.resets > before
 
     def wait_change(self, after: int, deadline: Deadline) -> bool:
         """Wait until the machine has been reset more than ``after`` times, or has ended; whether one happened."""

@@ -32,11 +32,11 @@ def push(guest: Guest, src: Path, dst: str, *, timeout: float | None = None) -> 
     # As cp: into a directory that is there, else under the name given. The tar has one entry, `it`.
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        tar.add(src, arcname="it", filter=_as_root)
+        tar.add(src.resolve(), arcname="it", filter=_as_root)
     script = f"""
         dst={shlex.quote(dst)}
         case $dst in */) mkdir -p "$dst" ;; esac
-        [ -d "$dst" ] && dst=${{dst%/}}/{shlex.quote(src.resolve().name)}
+        [ -d "$dst" ] && dst=${{dst%/}}/{shlex.quote(src.absolute().name or src.resolve().name)}
         case $dst in */*) mkdir -p "${{dst%/*}}/" && tmp=$(mktemp -d "${{dst%/*}}/.push-XXXXXX") ;;
                      *) tmp=$(mktemp -d ./.push-XXXXXX) ;; esac || exit 1
         tar -xf - -C "$tmp" || {{ rm -rf "$tmp"; exit 1; }}

@@ -27,14 +27,16 @@ class Uplink:
     ``channel`` is None until ``connect`` has succeeded.
     """
 
-    def __init__(self, running: Running, *, expects_agent: bool) -> None:
+    def __init__(self, running: Running, *, expects_agent: bool, announces: bool) -> None:
         self.channel: CommandChannel | None = None
         self._running = running
         self._candidate = self._first(running.machine.channel, expects_agent)
         self._ready = threading.Event()
         self._seen = b""
+        self._announces = announces
         running.on_text = self._look
         running.on_reset = self._forget
+        running.on_port_closed = self._agent_has_ended
         running.alive = self._alive
 
     def _first(self, wanted: Channel, expects_agent: bool) -> CommandChannel:
@@ -57,6 +59,11 @@ class Uplink:
         self._ready.clear()
         self._candidate.forget()
 
+    def _agent_has_ended(self) -> None:
+        """The guest's end of the port closed: its agent was killed. Whoever waits is told; init starts it again."""
+        self.channel = None
+        self._candidate.forget()
+
     def _alive(self, deadline: Deadline) -> bool:
         return self.channel is not None and self.channel.answers(deadline)
 
@@ -64,6 +71,9 @@ class Uplink:
         """Wait for the guest to answer; whether it did before the deadline. Raises its panic or its end at once."""
         may_change = self._running.machine.channel is Channel.AUTO and isinstance(self._candidate, Agent)
         grace: Deadline | None = None
+        if isinstance(self._candidate, Shell) and self._announces:
+            # What is typed before the kernel's driver has taken the UART over can block it for good (PL011).
+            self._wait_ready(deadline)
         while not deadline.expired:
             resets = self._running.resets
             try:
@@ -75,7 +85,7 @@ class Uplink:
                 if not self._running.wait_reset(resets, Deadline(2)):
                     raise
             if may_change and self._ready.is_set():
-                grace = grace or deadline.sooner(GRACE)
+                grace = grace or deadline.sooner(GRACE * self._running.scale)
                 if grace.expired:  # its init is up and found no agent port: a kernel without virtio, say
                     self._candidate = Shell(self._running.console, self._running.verdict)
                     may_change = False
@@ -86,6 +96,10 @@ class Uplink:
                 "the image; or use the console as channel",
             )
         return False
+
+    def _wait_ready(self, deadline: Deadline) -> None:
+        while not (self._ready.wait(min(0.2, deadline.remaining)) or deadline.expired):
+            self._running.verdict.check()
 
     def close(self) -> None:
         """Give up the connection."""

@@ -44,6 +44,7 @@ class Workdir:
         try:
             # Made under a name that sweep passes over, and renamed when it is locked.
             made = Path(tempfile.mkdtemp(prefix=".new-", dir=base()))
+            self._owner = os.getpid()
             self._lock = os.open(made / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             self.path = made.rename(made.with_name(f"guest-{os.getpid()}-{made.name[5:]}"))
@@ -59,11 +60,18 @@ class Workdir:
         return {MARK: str(self.path)}
 
     def remove(self) -> None:
-        """Remove it and all in it; does nothing a second time."""
-        if self._lock >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
+        """Remove it and all in it; does nothing a second time, or in a process forked from the owner."""
+        if self._lock >= 0 and os.getpid() == self._owner:
+            _remove(self.path)
             os.close(self._lock)
             self._lock = -1
+
+
+def _remove(path: Path) -> None:
+    """Remove it, under a name that any sweep removes: its lock goes with the rest and then tells nothing."""
+    with contextlib.suppress(OSError):
+        path = path.rename(path.with_name(f".old-{path.name}"))
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def sweep() -> None:
@@ -78,10 +86,13 @@ def sweep() -> None:
                 if time.time() - path.stat().st_mtime > 60:
                     shutil.rmtree(path, ignore_errors=True)
             continue
+        if path.name.startswith(".old-"):  # its removal was interrupted
+            shutil.rmtree(path, ignore_errors=True)
+            continue
         with contextlib.suppress(OSError), (path / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _kill_marked(path)
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
 
 
 def _kill_marked(path: Path) -> None:

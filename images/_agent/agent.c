@@ -383,7 +383,6 @@ static int receive(void)
 static void serve(void)
 {
     static struct pollfd fds[2 + 3 * MAX_COMMANDS];
-    struct timespec pause = { 0, 50000000 };
     ulong child_ended = 1ul << (SIGCHLD - 1), blocked = child_ended | 1ul << (SIGPIPE - 1);
     static u8 info[128];
     sys4(rt_sigprocmask, SIG_BLOCK, &blocked, 0, 8); /* a command that does not read its input must not end us */
@@ -391,6 +390,7 @@ static void serve(void)
     int away = 0; /* the host's end is closed: poll would return at once, so look again after a pause */
     for (;;) {
         u32 count = 2;
+        struct timespec pause = { 0, 50000000 }; /* each time anew: the kernel writes what was left of it into it */
         fds[0] = (struct pollfd){ away ? -1 : port, POLLIN, 0 };
         fds[1] = (struct pollfd){ signals, POLLIN, 0 };
         for (int i = 0; i < MAX_COMMANDS; i++) {

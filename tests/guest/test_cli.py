@@ -66,6 +66,7 @@ def test_run_takes_stdin_and_a_shell_string() -> None:
         (["run", "--qemu", "/nowhere/qemu", "--", "true"], "/nowhere/qemu"),
         (["run", "--accel", "kvm", "linux-aarch64", "--", "true"], "kvm cannot run this aarch64 guest"),
         (["run", "uname"], "put it after --"),
+        (["run", "uname", "-a"], "goes after --"),
         (["run", "--timeout", "2", "--", "sleep 1000"], "did not end within 2 s"),
         (
             ["run", "--boot-timeout", "5", "--append", "rdinit=/bin/sleep -- 99", "--", "true"],

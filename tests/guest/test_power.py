@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,6 @@ import pytest
 import vmtest
 from vmtest.errors import (
     BootTimeout,
-    CommandTimeout,
     GuestError,
     GuestGone,
     GuestPanicked,
@@ -71,12 +71,19 @@ def test_printed_panic_is_no_panic(guest: vmtest.Guest) -> None:
 
 
 def test_pause_and_resume(guest: vmtest.Guest) -> None:
-    """A paused guest answers nothing; resumed, it goes on where it was."""
+    """A paused guest runs nothing and says so; resumed, it goes on where it was."""
     guest.pause()
-    with pytest.raises(CommandTimeout):
-        guest.run("true", timeout=0.5)
+    with pytest.raises(UsageError, match="is paused"):
+        guest.run("true")
     guest.resume()
     assert guest.run("echo on").stdout == "on\n"
+
+
+def test_killed_agent_is_told_and_comes_back(guest: vmtest.Guest) -> None:
+    """A command that kills everything, our agent too, ends at once with GuestGone; init starts the agent again."""
+    with pytest.raises(GuestGone, match="agent was killed"):
+        guest.run("kill -9 -1; sleep 1000", timeout=1000)
+    assert guest.run("echo alive").stdout == "alive\n"
 
 
 def test_killed_qemu_is_told(guest: vmtest.Guest) -> None:
@@ -125,3 +132,36 @@ def test_too_little_memory(boot: Boot) -> None:
     with pytest.raises(UsageError, match="does not boot with 32 MiB") as caught:
         boot(memory=32)
     assert "at least" in caught.value.hint
+
+
+def test_panic_that_reboots_is_a_panic(boot: Boot) -> None:
+    """With panic=-1 the kernel's own reboot does not hide its panic, whether QEMU goes on or ends by it."""
+    guest = boot(append="panic=-1")
+    with pytest.raises(GuestPanicked, match="sysrq"):
+        guest.run("echo c > /proc/sysrq-trigger; sleep 1000", timeout=1000)
+    guest.reset()
+    assert guest.run("echo alive").stdout == "alive\n"
+    guest = boot(append="panic=-1", qemu_args=["-no-reboot"])
+    with pytest.raises(GuestPanicked, match="sysrq"):
+        guest.run("echo c > /proc/sysrq-trigger; sleep 1000", timeout=1000)
+
+
+def test_wait_knows_its_limits(guest: vmtest.Guest) -> None:
+    """wait(timeout=0) looks once; a wait in another thread ends when the guest is killed."""
+    with pytest.raises(GuestError, match="did not power off within 0 s"):
+        guest.wait(timeout=0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(guest.wait)
+        guest.kill()
+        assert waiting.result(60) == -9
+    with pytest.raises(UsageError, match="has ended"):
+        guest.reset()
+
+
+def test_reset_of_a_dead_qemu_says_how_it_died(guest: vmtest.Guest) -> None:
+    """Where QEMU has died, reset() and pause() raise QemuDied with the evidence."""
+    os.kill(guest.pid, signal.SIGSEGV)
+    for action in (guest.reset, guest.pause):
+        with pytest.raises(QemuDied, match="SIGSEGV") as caught:
+            action()
+        assert "QEMU command line" in caught.value.evidence

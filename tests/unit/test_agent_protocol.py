@@ -23,10 +23,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmtest.deadline import Deadline
-from vmtest.errors import GuestError, GuestGone, GuestPanicked, UsageError
+from vmtest.errors import GuestError, GuestGone, GuestPanicked, UsageError, VmtestError
+from vmtest.host.system import guarded
 from vmtest.model.arch import ARCHES
 from vmtest.model.observation import CrashReport, Severity
 from vmtest.qemu import agent as module
+from vmtest.qemu import loop
 from vmtest.qemu.agent import HEADER, HELLO, HELLO_ID, PING, SPAWN, TWO, Agent
 from vmtest.qemu.channel import Command, Exit
 from vmtest.qemu.verdict import Verdict
@@ -56,7 +58,8 @@ class Guest:
         if first:
             os.write(self.master, first)
         environment = {"PATH": os.environ["PATH"], "FROM_INIT": "yes", "CHANGED": "no"}
-        self.process = subprocess.Popen([binary, os.ttyname(slave)], env=environment, cwd="/")
+        command = guarded((str(binary), os.ttyname(slave)))  # a test run that is killed leaves none behind
+        self.process = subprocess.Popen(command, env=environment, cwd="/")
         self.slave = slave
         self.verdict = Verdict()
         self.threads = [threading.Thread(target=self.to_guest), threading.Thread(target=self.to_host)]
@@ -128,6 +131,34 @@ def test_needs_a_port(binary: Path) -> None:
     run = subprocess.run([binary, "/nowhere"], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (1, "vmtest-agent: cannot open /nowhere: No such file or directory\n")
     assert subprocess.run([binary], capture_output=True, check=False).returncode == 1
+
+
+def test_rests_while_the_host_is_away(binary: Path) -> None:
+    """With the host's end closed the agent sleeps between two looks at its port, every time."""
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    agent = subprocess.Popen(guarded((str(binary), os.ttyname(slave))))
+    try:
+        hello = HEADER.pack(HELLO, HELLO_ID, 16) + bytes(16)
+        os.write(master, hello)
+        answer = b""
+        while len(answer) < HEADER.size + 20:
+            answer += os.read(master, 100)
+        os.close(master)
+        os.close(slave)
+        slept, enough = sleeps(agent.pid), Deadline(PATIENCE)
+        while sleeps(agent.pid) < slept + 10:
+            assert not enough.expired, "it spins"
+            threading.Event().wait(0.01)
+    finally:
+        agent.kill()
+        agent.wait()
+
+
+def sleeps(pid: int) -> int:
+    """How often a process has waited for something: one that spins never does."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
 def test_streams_apart(guest: Guest) -> None:
@@ -249,6 +280,20 @@ def test_timeout_kills_the_group(guest: Guest) -> None:
     assert guest.run("true")[0] == Exit(0, None)
 
 
+def test_timeout_of_a_command_that_never_pauses(guest: Guest) -> None:
+    """A command that always has output waiting is ended at its deadline all the same."""
+    most = Deadline(PATIENCE)
+
+    def reads_slowly(name: str, data: bytes) -> None:
+        assert not most.expired, "the deadline is not seen"
+        with guest.agent._changed:
+            assert guest.agent._changed.wait_for(lambda: any(guest.agent._queues.values()), PATIENCE)
+
+    with pytest.raises(TimeoutError):
+        guest.agent.run(Command(argv=["yes"]), deadline=Deadline(0.3), on_output=reads_slowly)
+    assert guest.children() == []
+
+
 def pid_ends(pid: int) -> bool:
     """Wait until a process that was killed has ended."""
     try:
@@ -277,6 +322,18 @@ def test_error_in_the_callers_callback(guest: Guest) -> None:
 
     with pytest.raises(ValueError, match="y"):
         guest.agent.run(Command(argv=["yes"]), deadline=Deadline(PATIENCE), on_output=broken)
+    assert guest.run("true")[0] == Exit(0, None)
+
+
+def test_our_own_error_in_the_callers_callback(guest: Guest) -> None:
+    """Also an error of vmtest's, such as that of the output limit, leaves no command behind."""
+
+    def limited(name: str, data: bytes) -> None:
+        raise GuestError("too much output")
+
+    with pytest.raises(VmtestError, match="too much"):
+        guest.agent.run(Command(argv=["yes"]), deadline=Deadline(PATIENCE), on_output=limited)
+    assert guest.children() == []
     assert guest.run("true")[0] == Exit(0, None)
 
 
@@ -401,6 +458,22 @@ def test_port_closes(guest: Guest) -> None:
     with pytest.raises(GuestGone):
         guest.run("true")
     assert not guest.agent.answers(Deadline(0))
+
+
+def test_closed_for_good() -> None:
+    """What still arrives while close() is under way does not open the agent again."""
+    ours, theirs = socket.socketpair()
+    agent = Agent(ours, Verdict())
+
+    def late(running: module.asyncio.AbstractEventLoop) -> None:
+        agent._closed = True  # as close() does, before the background thread has its turn
+        theirs.send(b"late")
+        agent._readable(running)
+
+    with theirs:
+        loop.call(late)
+        assert agent._closed
+        agent.close()
 
 
 def test_verdict_ends_a_command(guest: Guest) -> None:

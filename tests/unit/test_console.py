@@ -22,6 +22,7 @@ from vmtest.deadline import Deadline
 from vmtest.errors import ConsoleTimeout, GuestGone, GuestPanicked, HostError, QemuDied, UsageError
 from vmtest.model.observation import CrashReport, Severity
 from vmtest.qemu import console as module
+from vmtest.qemu import loop
 from vmtest.qemu.console import Console
 from vmtest.qemu.verdict import Verdict
 
@@ -220,6 +221,19 @@ def test_log_holds_every_byte(guest: Guest) -> None:
     assert writer.result() is None
 
 
+def test_log_of_a_flood_that_came_before(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same when it was printed before the call: what a flood's log still holds back is written first."""
+    monkeypatch.setattr(module, "FLOOD", 1)
+    go_on = threading.Event()
+    guest.prints_one_by_one(b"flood#end#")
+    loop.post(lambda running: go_on.wait(PATIENCE))  # the background thread cannot do it
+    try:
+        guest.console.expect_exact("#end#")
+        assert guest.console.log_path.read_bytes() == b"flood#end#"
+    finally:
+        go_on.set()
+
+
 def test_full_disk_ends_the_log_only(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the log cannot be written the console goes on, and the error of a later time-out tells it."""
     with Path("/dev/full").open("ab", buffering=0) as full:
@@ -396,6 +410,24 @@ def test_send_to_a_guest_that_does_not_read(guest: Guest) -> None:
     """Typing into a guest that takes nothing ends in an error that says how much it took."""
     with pytest.raises(ConsoleTimeout, match=r"read \d+ of the 9000000 bytes"):
         guest.console.send(b"x" * 9_000_000, timeout=0.01)
+
+
+def test_timeouts_are_scaled(tmp_path: Path) -> None:
+    """Each time-out, also the default one, is multiplied by the scale, and the errors tell what was waited for."""
+    guest = Guest(tmp_path, scale=0.0001)  # of a minute there are 6 ms left
+    try:
+        with pytest.raises(ConsoleTimeout, match=r"within 0\.006 s"):
+            guest.console.expect("never")
+        with pytest.raises(ConsoleTimeout, match=r"within 0\.01 s"):
+            guest.console.expect_exact("never", timeout=100)
+        with pytest.raises(ConsoleTimeout, match=r"within 0\.01 s"):
+            guest.console.send(b"x" * 9_000_000, timeout=100)
+        with pytest.raises(ConsoleTimeout, match=r"within 0\.02 s"):
+            guest.console.sendline("x", timeout=200)
+        with pytest.raises(ConsoleTimeout, match=r"within 0 s"):
+            guest.console.send_until("x", Deadline(0))
+    finally:
+        guest.close()
 
 
 def test_interact_needs_a_terminal(guest: Guest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

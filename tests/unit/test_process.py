@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +18,10 @@ import pytest
 
 from vmtest.deadline import Deadline
 from vmtest.errors import HostError
+from vmtest.qemu import loop
+from vmtest.qemu import process as module
 from vmtest.qemu.process import Process, how_it_ended
+from vmtest.workdir import Workdir, base, sweep
 
 REPO = Path(__file__).parents[2]
 PATIENCE = 60.0
@@ -160,6 +164,42 @@ def test_setpriv_is_missing(start: Start, monkeypatch: pytest.MonkeyPatch) -> No
         start("/bin/true")
 
 
+def test_setpriv_of_busybox(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """BusyBox's setpriv cannot do it: that counts as none, and is told as such."""
+    (tmp_path / "busybox").touch(0o755)
+    (tmp_path / "setpriv").symlink_to("busybox")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError, match="util-linux") as caught:
+        start("/bin/true")
+    assert "util-linux" in caught.value.hint
+
+
+def test_stderr_in_a_place_that_is_not_there(start: Start, tmp_path: Path) -> None:
+    """A file for its words that cannot be made is an error of the host that names it."""
+    start.stderr = tmp_path / "nowhere" / "stderr"
+    with pytest.raises(HostError, match="nowhere/stderr cannot be written"):
+        start("/bin/true")
+
+
+def test_known_before_the_caller_knows_it(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C in the middle of the start leaves a process that is killed at our end all the same."""
+    before, call = set(module._alive), loop.call
+
+    def interrupted(function: Any) -> None:
+        call(function)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            start("sleep", "1000")
+    (orphan,) = module._alive - before
+    start.processes.append(orphan)
+    assert orphan.returncode is None
+    assert orphan.kill() == -signal.SIGKILL
+    assert orphan not in module._alive
+
+
 def test_broken_callback(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
     """An on_exit that fails does not leave others waiting for ever."""
     process = start("/bin/true", on_exit=lambda code: [][code])
@@ -179,6 +219,66 @@ def test_many_at_once(start: Start) -> None:
     for thread in threads:
         thread.join(PATIENCE)
     assert results == {number: number for number in range(12)}
+
+
+FORKING = """
+import os, pathlib, sys
+from vmtest.qemu.process import Process
+from vmtest.workdir import Workdir
+workdir = Workdir()
+process = Process(["sleep", "1000"], stderr=workdir.path / "stderr")
+child = os.fork()
+if not child:
+    process.kill()
+    workdir.remove()
+    sys.exit(0)
+os.waitpid(child, 0)
+print(process.returncode, workdir.path.exists(), process.kill())
+workdir.remove()
+"""
+
+
+def test_a_forked_child_owns_nothing(tmp_path: Path) -> None:
+    """A child forked from the owner (multiprocessing) kills the process neither when it ends nor when asked to."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKING],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    assert run.stdout.split() == ["None", "True", "-9"]
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Working directories of this test only."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return base()
+
+
+def test_an_interrupted_removal_is_finished(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An owner that is killed while it removes its directory, the lock first, leaves what the next sweep removes."""
+
+    def killed(path: Path, **options: Any) -> None:
+        (path / "lock").unlink()
+        raise KeyboardInterrupt
+
+    workdir, abandoned, living = Workdir(), Workdir(), Workdir()
+    os.close(abandoned._lock)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            workdir.remove()
+        with pytest.raises(KeyboardInterrupt):
+            sweep()
+    sweep()
+    assert list(scratch.iterdir()) == [living.path]
+    living.remove()
+    assert list(scratch.iterdir()) == []
+    os.close(workdir._lock)
 
 
 OWNER = """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import random
+import resource
 import shutil
 import socket
 import subprocess
@@ -239,6 +241,48 @@ def test_a_reset_ends_the_wait(guest: Guest, sleeper: Callable[[Callable[[], obj
         sleeper(guest.qga.forget)
     assert guest.qga.connect(Deadline(20))
     assert guest.run("true")[0] == 0
+
+
+def test_closing_ends_a_request_that_is_being_sent() -> None:
+    """close() does not wait for a guest that takes nothing: whoever talks to it gets GuestGone."""
+    ours, theirs = socket.socketpair()
+    qga = Qga(ours, Verdict())
+    qga._synced = True
+    outcome: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            qga.run(
+                Command(argv=["cat"], input=bytes(8 << 20)), deadline=Deadline(20), on_output=lambda name, data: None
+            )
+        except (GuestGone, TimeoutError) as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    with theirs:
+        thread.start()
+        assert theirs.recv(1, socket.MSG_PEEK)
+        qga.close()
+        thread.join()
+    assert isinstance(outcome[0], GuestGone)
+
+
+def test_descriptors_above_1023(guest: Guest) -> None:
+    """A process may have thousands of files open; the channel works with whatever numbers its sockets have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("this host lets nobody open 2000 files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    try:
+        for name in ("_sock", "_woken"):
+            end = getattr(guest.qga, name)
+            moved = socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 1500))
+            end.close()
+            setattr(guest.qga, name, moved)
+        data = bytes(4 << 20)
+        assert guest.sh("cat; sleep 0.1", input=data)[1] == data
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_an_agent_that_ends(guest: Guest) -> None:

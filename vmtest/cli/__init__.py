@@ -61,7 +61,4 @@ def main() -> None:
     except VmtestError as error:
         print(f"vmtest: {error.whose}: {error}", file=sys.stderr)
         code = 2
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.stderr.close()
-        code = 0
     sys.exit(code if isinstance(code, int) else 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from typing import Any
 
@@ -19,7 +21,11 @@ class _WithCommand(click.Command):
         if "--" in args:
             at = args.index("--")
             args, ctx.meta["command"] = args[:at], args[at + 1 :]
-        return super().parse_args(ctx, args)
+            return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(f"{error.format_message()} The guest's command goes after --.", ctx) from None
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*super().collect_usage_pieces(ctx), "-- COMMAND…"]
@@ -56,11 +62,20 @@ def run(ctx: click.Context, /, guest: str | None, stdin: bool, **said: Any) -> i
     with shown() as progress:
         started = boot(spec, progress=progress)
     with started:
-        result = started.run(command[0] if len(command) == 1 else command, input=data, stream=_write)
+        result = started.run(
+            command[0] if len(command) == 1 else command,
+            input=data,
+            stream=_write,
+            timeout=None if spec.timeout else math.inf,
+        )
     return result.exit_code
 
 
 def _write(stream: str, data: bytes) -> None:
     target = (sys.stdout if stream == "stdout" else sys.stderr).buffer
-    target.write(data)
-    target.flush()
+    try:
+        target.write(data)
+        target.flush()
+    except BrokenPipeError:  # `| head` has seen enough. What is flushed at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())
+        sys.exit(0)

@@ -57,7 +57,9 @@ OPTIONS: tuple[Option, ...] = (
         help=f"how commands reach the guest: {', '.join(Channel)} (auto: the agent if there is one, else the console)",
     ),
     Option(field="boot_timeout", metavar="SECONDS", help="how long a guest may take until it answers (120)"),
-    Option(field="timeout", metavar="SECONDS", help="how long a command, or an expect, may take (60)"),
+    Option(
+        field="timeout", metavar="SECONDS", help="how long a command or an expect may take (60; vmtest run: no limit)"
+    ),
     Option(
         field="timeout_scale", metavar="FACTOR", help="multiply all timeouts: for slow hosts (or VMTEST_TIMEOUT_SCALE)"
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from vmtest.guest import Guest
     from vmtest.model.spec import Said
 
-__all__ = ["GUESTS", "Boot", "boot", "guest"]
+__all__ = ["GUESTS", "TOLD", "Boot", "boot", "guest"]
 
 GUESTS = pytest.StashKey[list["Guest"]]()
 """The guests that a test has booted, on its item: for its reports."""
+TOLD = pytest.StashKey[bool]()
+"""On an item whose failure's own text shows the guest's evidence."""
 
 
 class Boot(Protocol):
@@ -46,8 +49,9 @@ def boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
         spec = settings.spec(name, said, where="boot()")
         started = boot_it(spec, wait=False, logs=logs(len(guests)))
+        started.name = name or settings.name or settings.project.default
         guests.append(started)
-        (started.logs / "command-line.txt").write_text(started.command_line + "\n")
+        (started.logs / "command-line.txt").write_text(started.command_line + "\n", errors="surrogateescape")
         request.node.user_properties.append(("vm_accel", started.accel))
         request.node.user_properties.append(("vm_qemu", started.qemu_version))
         if wait:
@@ -59,12 +63,6 @@ def boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     finally:
         for started in guests:
             started.close()
-            if settings.artifacts is None and not request.node.stash.get(FAILED, False):
-                shutil.rmtree(started.logs, ignore_errors=True)
-
-
-FAILED = pytest.StashKey[bool]()
-"""Whether a phase of the item has failed, on the item."""
 
 
 @pytest.fixture
@@ -76,13 +74,13 @@ def guest(request: pytest.FixtureRequest, boot: Boot) -> Guest:
     marker = request.node.get_closest_marker("guest")
     args: tuple[Any, ...] = marker.args if marker else ()
     kwargs: dict[str, Any] = dict(marker.kwargs) if marker else {}
-    problem = ""
     try:
         if len(args) > 1 or (args and not isinstance(args[0], str)):
             raise UsageError(f"@pytest.mark.guest takes one name, not {args!r}")
         return boot(*args, **kwargs)
     except VmtestError as error:
         problem = f"{error.whose}: {error}"
+        request.node.stash[TOLD] = True
     # Outside the except block: a traceback would show this fixture and our insides, of which the user has no part.
     pytest.fail(problem, pytrace=False)
 
@@ -91,7 +89,9 @@ def _logs_directory(
     request: pytest.FixtureRequest, artifacts: Path | None, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], Path]:
     """Where the logs of the test's first, second, … guest go."""
+    # Readable, and no two tests alike: "a b" and "a-b", or two long names with the same end.
     name = re.sub(r"[^\w.-]+", "-", request.node.nodeid).strip("-")[-100:]
+    name += f"-{zlib.crc32(request.node.nodeid.encode(errors='surrogateescape')):08x}"
 
     def directory(number: int) -> Path:
         leaf = "guest" if number == 0 else f"guest-{number + 1}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Generator
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmtest.errors import VmtestError
-from vmtest.pytest_plugin.fixtures import FAILED, GUESTS
+from vmtest.pytest_plugin.fixtures import GUESTS, TOLD
 from vmtest.pytest_plugin.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -57,10 +58,22 @@ def pytest_runtest_makereport(
     guests = item.stash.get(GUESTS, [])
     if report.failed:
         item.stash[FAILED] = True
-        shown = call.excinfo is not None and isinstance(call.excinfo.value, VmtestError)
+        error = call.excinfo.value if call.excinfo else None
+        shown = item.stash.get(TOLD, False) or "QEMU command line" in getattr(error, "evidence", ())
         for guest in guests:
             report.sections.append((f"vmtest: {guest.name} under {guest.accel}", _about(guest, brief=shown)))
+    if (
+        report.when == "teardown"
+        and item.config.stash[SETTINGS].artifacts is None
+        and not item.stash.get(FAILED, False)
+    ):
+        for guest in guests:  # nobody will look for the logs of a test that passed
+            shutil.rmtree(guest.logs, ignore_errors=True)
     return report
+
+
+FAILED = pytest.StashKey[bool]()
+"""Whether a phase of the item has failed, on the item."""
 
 
 def _about(guest: Guest, *, brief: bool) -> str:

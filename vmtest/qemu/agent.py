@@ -93,7 +93,8 @@ class Agent:
             data = b""
         with self._changed:
             self._received += data
-            self._closed = not data
+            if not data:  # never back to False: close() may have come first
+                self._closed = True
             self._parse()
             self._paused = self._backlog > BACKLOG
             if self._closed or self._paused:
@@ -184,17 +185,20 @@ class Agent:
             self._queues[number] = deque()
         try:
             self._send(SPAWN, number, payload, deadline)
-            return self._follow(number, command.input, deadline, on_output)
-        except VmtestError:
-            raise
-        except BaseException:  # a timeout, Ctrl-C, an error in on_output: nobody wants the command any more
-            self._end(number)
+            outcome = self._follow(number, command.input, deadline, on_output)
+        except BaseException as error:  # a timeout, Ctrl-C, an error in on_output: nobody wants the command any more
+            if not (isinstance(error, GuestGone) or self._verdict.is_set):
+                self._end(number)
             raise
         finally:
             with self._changed:
                 self._taken(sum(len(data) for _, data in self._queues.pop(number)))
+        if isinstance(outcome, GuestError):
+            raise outcome
+        return outcome
 
-    def _follow(self, number: int, stdin: bytes, deadline: Deadline, on_output: OnOutput) -> Exit:
+    def _follow(self, number: int, stdin: bytes, deadline: Deadline, on_output: OnOutput) -> Exit | GuestError:
+        """Feed and read a command to its end; how it ended, or why it never began."""
         sent = taken = 0
         open_ = True
         while True:
@@ -215,7 +219,9 @@ class Agent:
                 status, signal = TWO.unpack(data)
                 return Exit(status, signal or None)
             elif kind == REFUSED:
-                raise GuestError(f"the guest could not start the command: {data.decode()}")
+                return GuestError(f"the guest could not start the command: {data.decode()}")
+            if deadline.expired:  # here too: a command that prints without end never leaves the queue empty
+                raise TimeoutError
 
     def _end(self, number: int) -> None:
         """Kill a command that is no longer wanted; its EXIT is waited for, so that it is gone when we return."""
@@ -239,7 +245,7 @@ class Agent:
                 self._changed.wait(deadline.timeout)
             kind, data = queue.popleft()
             if kind == RESET:
-                raise GuestGone("the guest was reset while a command ran")
+                raise GuestGone("the guest was reset, or its agent was killed, while a command ran")
             self._taken(len(data))
             return kind, data
 

@@ -78,14 +78,16 @@ def argv(machine: Machine, wiring: Wiring, *, binary: str = "", sandbox: bool = 
     if wiring.agent is not None:
         port = AGENT_PORTS[Channel.QGA if machine.channel is Channel.QGA else Channel.AGENT]
         out += ["-device", "virtio-serial-pci", "-chardev", _chardev("agent", wiring.agent)]
-        out += ["-device", f"virtserialport,chardev=agent,name={port}"]
+        out += ["-device", f"virtserialport,id=agent,chardev=agent,name={port}"]
     for number, drive in enumerate(machine.drives):
         out += _drive(number, drive)
     for number, nic in enumerate(machine.nics):
         kind, *options = nic.backend.split(",", 1)
         out += ["-netdev", ",".join([kind, f"id=net{number}", *options])]
         mac = f",mac={nic.mac}" if nic.mac else ""
-        out += ["-device", f"{nic.model},netdev=net{number}{mac}"]
+        rom = "" if nic.model.endswith("-device") or nic.model.startswith("usb") else ",romfile="
+        # No boot ROM on PCI cards: nobody boots from the network here, and it is a package of its own.
+        out += ["-device", f"{nic.model},netdev=net{number}{mac}{rom}"]
     # A panicked guest stays as it is, so that its console and memory can still be read.
     out += ["-action", "panic=none"]
     if sandbox:

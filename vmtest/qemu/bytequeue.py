@@ -35,13 +35,6 @@ class ByteQueue:
         elif data:
             self._chunks.append(bytearray(data))
 
-    def put_back(self, data: bytes) -> None:
-        """Put ``data`` at the front."""
-        if data:
-            rest = ByteQueue()
-            rest.append(data)
-            self.put_back_all(rest)
-
     def put_back_all(self, other: ByteQueue) -> None:
         """Put all of ``other`` at the front; ``other`` is empty then."""
         self._drop_gone()

@@ -47,7 +47,8 @@ class Console:
 
     As in pexpect, but always in bytes, after an ``expect`` ``match`` is the match (of ``expect_exact`` the bytes),
     ``after`` what matched and ``before`` what came before it (at most the newest MiB). What did not match is kept
-    for the next ``expect``. ``timeout`` is the default in seconds. One thread at a time may expect.
+    for the next ``expect``. ``timeout`` is the default in seconds; it, and any ``timeout=`` of a call, is multiplied by
+    ``scale``, so that slow hosts need no other tests. One thread at a time may expect.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Console:
         verdict: Verdict,
         on_data: Callable[[bytes], None] = lambda data: None,
         timeout: float = 30.0,
+        scale: float = 1.0,
     ) -> None:
         """Read from ``sock``, which is the console's from here on. Raises HostError if ``log`` cannot be written."""
         self.log_path = log
@@ -65,6 +67,7 @@ class Console:
         self.before = b""
         self.after: bytes | type[Exception] = b""
         self.match: Match[bytes] | bytes | type[Exception] | None = None
+        self._scale = scale
         self._sock = sock
         self._verdict = verdict
         self._on_data = on_data
@@ -94,8 +97,8 @@ class Console:
             return
         except OSError:
             data = b""
-        self._log.write(data)
         with self._changed:
+            self._log.write(data)
             self._total += len(data)
             self._tail.append(data)
             self._tail.trim(TAIL)
@@ -114,10 +117,14 @@ class Console:
             if len(data) < FLOOD or (self._search is not None and self._search.done):
                 self._log.flush()  # before anybody is told: who has seen something finds it in the log
             else:
-                running.call_later(0.05, self._log.flush)
+                running.call_later(0.05, self._flush)
             self._changed.notify_all()
         if data:
             self._on_data(data)
+
+    def _flush(self) -> None:
+        with self._changed:
+            self._log.flush()
 
     def _look_until_here(self) -> None:
         """A verdict was set. What was printed before it is searched first, what comes later is not waited for."""
@@ -149,7 +156,8 @@ class Console:
 
         Returns the index of the one that matched; ``pexpect.EOF`` and ``pexpect.TIMEOUT`` may be among them. The dot
         matches newlines too. Raises ConsoleTimeout after ``timeout`` seconds (by default ``self.timeout``), and at
-        once GuestPanicked, QemuDied or GuestGone when that happens meanwhile.
+        once GuestPanicked, QemuDied or GuestGone when that happens meanwhile. A regular expression that backtracks
+        without end stalls every guest of this process, not only this call: prefer expect_exact or a simple pattern.
         """
         return self._expect(searcher_re([compiled(item) for item in listed(pattern)]), pattern, timeout)
 
@@ -159,7 +167,7 @@ class Console:
         return self._expect(searcher_string(texts), text, timeout)
 
     def _expect(self, searcher: Any, wanted: object, timeout: float | None) -> int:
-        deadline = Deadline(self.timeout if timeout is None else timeout)
+        deadline = self._deadline(timeout)
         search = Search(searcher)
         with self.attended():
             try:
@@ -179,7 +187,11 @@ class Console:
             finally:
                 with self._changed:
                     self._search = None
+                    self._log.flush()  # of what came before the call and matched, some may still be held
                     self._unread.put_back_all(search.seen)
+
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return Deadline(self._scale * (self.timeout if timeout is None else timeout))
 
     def _wait_for(self, search: Search, deadline: Deadline, *, until_eof: bool) -> type[Exception] | None:
         """Wait until it has found something: None; or pexpect.EOF or TIMEOUT. Raises the verdict's error."""
@@ -219,8 +231,12 @@ class Console:
 
     def send(self, data: str | bytes, *, timeout: float | None = None) -> None:
         """Type ``data``. Raises ConsoleTimeout where the guest does not take it in time."""
+        self.send_until(data, self._deadline(timeout))
+
+    def send_until(self, data: str | bytes, deadline: Deadline) -> None:
+        """As ``send``, for a caller that has a deadline already, which is not scaled again."""
         rest = data.encode() if isinstance(data, str) else data
-        size, deadline = len(rest), Deadline(self.timeout if timeout is None else timeout)
+        size = len(rest)
         while rest:
             self._verdict.check()
             taken = self.offer(rest)
@@ -278,8 +294,8 @@ class Console:
         with contextlib.suppress(OSError):  # the other end may have closed first
             self._sock.shutdown(socket.SHUT_RDWR)  # wakes a thread that polls it
         self._sock.close()
-        self._log.close()
         with self._changed:
+            self._log.close()
             self._closed = self._eof = True
             self._due = self._total
             self._changed.notify_all()

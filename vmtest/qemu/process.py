@@ -6,17 +6,16 @@ import asyncio
 import atexit
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from vmtest.deadline import Deadline
 from vmtest.errors import HostError
+from vmtest.host.system import guarded
 from vmtest.qemu import loop
 
 __all__ = ["Process", "how_it_ended"]
@@ -24,7 +23,8 @@ __all__ = ["Process", "how_it_ended"]
 UNLESS_ORPHANED = ("/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
 """Runs after the signal was asked for: a parent that was killed before that moment has sent none."""
 
-_alive: weakref.WeakSet[Process] = weakref.WeakSet()
+_alive: set[Process] = set()
+os.register_at_fork(after_in_child=_alive.clear)  # a child that ends must not kill what is its parent's
 
 
 class Process:
@@ -50,22 +50,27 @@ class Process:
         self.command = tuple(command)
         self.stderr_path = stderr
         self.returncode: int | None = None
+        self._owner = os.getpid()
         self._on_exit = on_exit
         self._ended = threading.Event()
-        self._popen = loop.call(lambda running: self._start(running, pass_fds, environment))
-        _alive.add(self)
+        loop.call(lambda running: self._start(running, pass_fds, environment))
 
     def _start(
         self, running: asyncio.AbstractEventLoop, pass_fds: Sequence[int], environment: Mapping[str, str]
-    ) -> subprocess.Popen[bytes]:
+    ) -> None:
         # setpriv and not preexec_fn: code between fork and exec may deadlock in a process that has threads.
-        setpriv = shutil.which("setpriv")
-        if setpriv is None:
+        command = (*UNLESS_ORPHANED, str(os.getpid()), *self.command)
+        protected = guarded(command)
+        if protected == command:  # a probe may run without it; a guest has no deadline that would end it
             raise HostError("setpriv is missing", hint="install it: apt-get install -y util-linux")
-        with self.stderr_path.open("wb") as stderr:
+        try:
+            stderr = self.stderr_path.open("wb")
+        except OSError as error:
+            raise HostError(f"{self.stderr_path} cannot be written: {error.strerror}") from error
+        with stderr:
             try:
-                popen = subprocess.Popen(
-                    [setpriv, "--pdeathsig", "KILL", "--", *UNLESS_ORPHANED, str(os.getpid()), *self.command],
+                self._popen = subprocess.Popen(
+                    protected,
                     stdin=subprocess.DEVNULL,
                     stdout=stderr,
                     stderr=stderr,
@@ -75,14 +80,15 @@ class Process:
                 )
             except OSError as error:
                 raise HostError(f"{self.command[0]} cannot be started: {error.strerror}") from error
-        descriptor = os.pidfd_open(popen.pid)
-        running.add_reader(descriptor, self._exited, running, descriptor, popen)
-        return popen
+        _alive.add(self)  # here, and not by the caller, whom a Ctrl-C may have taken away meanwhile
+        descriptor = os.pidfd_open(self.pid)
+        running.add_reader(descriptor, self._exited, running, descriptor)
 
-    def _exited(self, running: asyncio.AbstractEventLoop, descriptor: int, popen: subprocess.Popen[bytes]) -> None:
+    def _exited(self, running: asyncio.AbstractEventLoop, descriptor: int) -> None:
         running.remove_reader(descriptor)
         os.close(descriptor)
-        self.returncode = popen.wait()
+        self.returncode = self._popen.wait()
+        _alive.discard(self)
         try:
             self._on_exit(self.returncode)
         finally:  # whoever waits must not wait for ever because a callback failed
@@ -107,7 +113,12 @@ class Process:
         return self.returncode
 
     def kill(self) -> int:
-        """Kill its whole group and reap it; its exit code. Does nothing to one that has ended."""
+        """Kill its whole group and reap it; its exit code. Does nothing to one that has ended.
+
+        In a process forked from ours it does nothing either, and returns 0: it is not that one's to kill.
+        """
+        if os.getpid() != self._owner:
+            return self.returncode or 0
         with contextlib.suppress(ProcessLookupError):
             if not self._ended.is_set():
                 os.killpg(self.pid, signal.SIGKILL)

@@ -181,19 +181,21 @@ class Qga:
                 return status
             if deadline.expired:
                 raise TimeoutError
-            if select.select([self._woken], [], [], min(pause, deadline.remaining))[0]:
-                self._drain()
+            _poll(min(pause, deadline.remaining), self._woken)
+            self._drain()
             self._check(life)
             pause = min(1.5 * pause, LAST_POLL)
 
     def _ask(self, name: str, arguments: dict[str, Any], deadline: Deadline, life: int | None = None) -> Any:
         with self._talking:
-            self._check(self._life if life is None else life)
+            if life is None:
+                life = self._life
+            self._check(life)
             if not self._synced:
                 self._sync(deadline)
             self._synced = False  # until the answer is there: an exception leaves one to be skipped
-            self._send({"execute": name, "arguments": arguments}, deadline)
-            answer = json.loads(self._line(deadline, self._life))
+            self._send({"execute": name, "arguments": arguments}, deadline, life)
+            answer = json.loads(self._line(deadline, life))
             self._synced = True
         if "return" in answer:
             return answer["return"]
@@ -214,7 +216,8 @@ class Qga:
         life = self._life
         while not deadline.expired:
             number = secrets.randbelow(1 << 31)
-            self._send({"execute": "guest-sync-delimited", "arguments": {"id": number}}, deadline, b"\xff")
+            request = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
+            self._send(request, deadline, life, heedless, before=b"\xff")
             with contextlib.suppress(TimeoutError):
                 again = deadline.sooner(AGAIN)
                 while True:
@@ -225,18 +228,22 @@ class Qga:
                             return
         raise TimeoutError
 
-    def _send(self, request: dict[str, Any], deadline: Deadline, before: bytes = b"") -> None:
+    def _send(
+        self, request: dict[str, Any], deadline: Deadline, life: int, heedless: bool = False, *, before: bytes = b""
+    ) -> None:
         rest = memoryview(before + json.dumps(request).encode() + b"\n")
         while rest:
             try:
                 rest = rest[self._sock.send(rest) :]
             except BlockingIOError:
-                self._verdict.check()
+                if not heedless:
+                    self._check(life)
                 if deadline.expired:
                     raise TimeoutError from None
-                select.select([], [self._sock], [], min(0.1, deadline.remaining))
+                _poll(min(0.1, deadline.remaining), self._sock, events=select.POLLOUT)
             except OSError:
-                self._verdict.check()
+                if not heedless:
+                    self._verdict.check()
                 raise GuestGone("the guest agent's port closed") from None
 
     def _line(self, deadline: Deadline, life: int, heedless: bool = False) -> bytes:
@@ -259,9 +266,8 @@ class Qga:
                 if deadline.expired:
                     self._rest = b"".join(parts)
                     raise TimeoutError from None
-                woken, _, _ = select.select([self._sock, self._woken], [], [], deadline.timeout)
-                if self._woken in woken:
-                    self._drain()
+                _poll(min(60.0, deadline.remaining), self._sock, self._woken)
+                self._drain()
                 continue
             except OSError:
                 data = b""
@@ -280,8 +286,17 @@ class Qga:
             self._waker.send(b"\0")
 
     def _drain(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # nothing there, or closed by another thread
             self._woken.recv(READ)
+
+
+def _poll(seconds: float, *ends: socket.socket, events: int = select.POLLIN) -> None:
+    """Wait until something can be done with one of them. Not select(): descriptors may be above 1023."""
+    poller = select.poll()
+    with contextlib.suppress(ValueError):  # closed by another thread: the next use of it says so
+        for end in ends:
+            poller.register(end, events)
+        poller.poll(seconds * 1000)
 
 
 def _deliver(status: dict[str, Any], on_output: OnOutput) -> None:

@@ -59,7 +59,7 @@ class Qmp:
         try:
             return loop.run(self._client.execute(command, arguments or None), timeout)
         except Exception as error:
-            raise QmpError(f"the QMP command {command} failed: {_reason(error)}") from error
+            raise QmpError(f"the QMP command {command} failed: {_reason(error)}") from None
 
     @property
     def closed(self) -> bool:
