@@ -20,7 +20,10 @@ def root() -> Path:
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG base directory specification: a relative path is invalid and ignored.
-    path = (Path(base) if base.startswith("/") else Path.home() / ".cache") / "vmtest"
+    try:
+        path = (Path(base) if base.startswith("/") else Path.home() / ".cache") / "vmtest"
+    except RuntimeError as error:  # a user without a home, as containers have them
+        raise HostError(f"no cache directory: {error}", hint="set XDG_CACHE_HOME, or HOME") from error
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -28,13 +28,16 @@ class Config:
 
 
 def find(start: Path) -> Config:
-    """The configuration in the nearest directory from ``start`` upward that has one; an empty one where none has."""
+    """The configuration of the project that ``start`` is in; an empty one where it says nothing of guests.
+
+    The project is the nearest directory, from ``start`` upward, with a vmtest.toml or a pyproject.toml.
+    """
     for directory in (start, *start.parents):
         own, project = directory / "vmtest.toml", directory / "pyproject.toml"
         if own.is_file():
             return read(own)
-        if project.is_file() and (config := _from_pyproject(project)):
-            return config
+        if project.is_file():
+            return _from_pyproject(project) or Config()
     return Config()
 
 
@@ -44,8 +47,18 @@ def read(path: Path) -> Config:
 
 
 def _from_pyproject(path: Path) -> Config | None:
+    # A pyproject.toml that is broken, or not ours to read, is no business of a test run without guests.
+    if b"tool.vmtest" not in _bytes(path):
+        return None
     table = _parsed(path).get("tool", {}).get("vmtest")
     return None if table is None else _config(table, path, "tool.vmtest.")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _parsed(path: Path) -> dict[str, Any]:

@@ -20,10 +20,11 @@ def check_kernel(path: Path, row: Arch) -> None:
     head = _head(path, "kernel", 0x300)
     if _matches(head, row):
         return
-    others = [other.name for other in ARCHES.values() if other is not row and _matches(head, other)]
+    others = [other.name for other in ARCHES.values() if other is not row and _matches(head, other, packed=False)]
     if others:
         raise UsageError(
-            f"{path} is a kernel for {others[0]}, and the guest is {row.name}", hint=f"use --guest linux-{others[0]}"
+            f"{path} is a kernel for {others[0]}, and the guest is {row.name}",
+            hint=f"choose another guest: vmtest run linux-{others[0]}, pytest --vm-guest=linux-{others[0]}",
         )
     raise UsageError(
         f"{path} is no kernel that QEMU boots on {row.name}",
@@ -31,7 +32,10 @@ def check_kernel(path: Path, row: Arch) -> None:
     )
 
 
-def _matches(head: bytes, row: Arch) -> bool:
+def _matches(head: bytes, row: Arch, *, packed: bool = True) -> bool:
+    """Whether a file that begins like this may be a kernel; with ``packed`` a gzip may hold one."""
+    if head.startswith(b"\x1f\x8b") and not packed:
+        return False
     if head.startswith(b"\x7fELF"):  # e_machine, at 18: System V ABI
         return int.from_bytes(head[18:20], "little") == row.elf_machine
     return any(head[offset : offset + len(magic)] == magic for offset, magic in row.kernel_magics)
@@ -52,8 +56,8 @@ def check_initrd(path: Path, append: str) -> None:
                     f"{path} holds no /init: the kernel would panic",
                     hint="put an init into it, or name another program with --append rdinit=/PATH",
                 )
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UsageError(f"{path} cannot be read as an initramfs: {error}") from error
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+        raise UsageError(f"{path} cannot be read as an initramfs: {error}") from None
 
 
 def _decompressed(path: Path, head: bytes) -> AbstractContextManager[IO[bytes] | None]:
@@ -100,7 +104,7 @@ def _head(path: Path, what: str, size: int) -> bytes:
         with path.open("rb") as file:
             head = file.read(size)
     except OSError as error:
-        raise UsageError(f"the {what} {path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"the {what} {path} cannot be read: {error.strerror}") from None
     if not head:
         raise UsageError(f"the {what} {path} is empty")
     return head

@@ -50,7 +50,7 @@ def test_run_takes_stdin_and_a_shell_string() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["run", "nosuch", "--", "true"], "unknown image 'nosuch'"),
+        (["run", "nosuch", "--", "true"], "unknown guest 'nosuch'"),
         (["run", "linux-x86-64", "--", "true"], "did you mean linux-x86_64"),
         (["run", "--accel", "warp", "--", "true"], "unknown accelerator 'warp'"),
         (["run", "--acel", "tcg", "--", "true"], "--accel"),

@@ -146,7 +146,7 @@ def test_artifacts_keep_all_logs(pytester: pytest.Pytester) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--vm-guest=nosuch"], "unknown image 'nosuch'"),
+        (["--vm-guest=nosuch"], "unknown guest 'nosuch'"),
         (["--vm-accel=nosuch"], "unknown accelerator 'nosuch'"),
         (["--vm-memory=much"], "memory = 'much' is not a size in MiB"),
         (["--vm-kernel=/nowhere"], "the kernel /nowhere cannot be read: No such file"),
@@ -206,7 +206,7 @@ def test_bad_marker_fails_its_test_only(pytester: pytest.Pytester) -> None:
     )
     result = _run(pytester)
     result.assert_outcomes(errors=2, passed=1)
-    result.stdout.fnmatch_lines(["*unknown image 'nosuch'*", "*unknown key 'memmory'*"])
+    result.stdout.fnmatch_lines(["*unknown guest 'nosuch'*", "*unknown key 'memmory'*"])
     result.stdout.no_fnmatch_line("*fixtures.py*")
 
 

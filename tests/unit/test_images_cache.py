@@ -19,7 +19,7 @@ import pytest
 
 from vmtest import cache, images
 from vmtest.errors import ImageError, UsageError
-from vmtest.images import store
+from vmtest.images import catalog, prepared, store
 
 KERNEL = bytes(0x202) + b"HdrS" + bytes(3000)
 BUILD = """
@@ -302,3 +302,18 @@ def test_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path, folder: Path)
     assert run.stdout.startswith("ImageError: there is no room to build the image tiny")
     assert "hint: free some space" in run.stdout
     assert str(disk / "vmtest/images") not in run.stdout, "nothing half-written is left"
+
+
+def test_place_of_the_folder_does_not_matter(tmp_path: Path) -> None:
+    """An image has one cache key wherever its folder is, with an [instead] too: checkout and wheel share entries."""
+    keys = set()
+    for place in ("a", "b"):
+        folder = tmp_path / place / "mine"
+        folder.mkdir(parents=True)
+        (folder / "init").write_text("#!/bin/sh\n")
+        (folder / "image.toml").write_text(
+            'arch = "x86_64"\ndescription = "d"\nagent = false\nkernel = { apt = "k", suite = "s" }\n'
+            '[instead]\nkernel = { apt = "k", suite = "t" }\n'
+        )
+        keys.add(prepared.cache_key(catalog.load(str(folder))))
+    assert len(keys) == 1

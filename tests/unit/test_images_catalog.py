@@ -30,7 +30,7 @@ def test_our_images_all_load() -> None:
 
 def test_unknown_name_gets_a_suggestion() -> None:
     """A misspelt name is told what was probably meant, and all that there is."""
-    with pytest.raises(UsageError, match=r"unknown image 'linux-x86-64'") as caught:
+    with pytest.raises(UsageError, match=r"unknown guest 'linux-x86-64'") as caught:
         catalog.load("linux-x86-64")
     assert "did you mean linux-x86_64?" in caught.value.hint
     assert "linux-riscv64" in caught.value.hint

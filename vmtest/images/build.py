@@ -11,7 +11,7 @@ from vmtest.errors import ImageError, UsageError
 from vmtest.images import catalog, initramfs, store
 from vmtest.images.archive import is_archive, opened
 from vmtest.images.cpio import Tree
-from vmtest.images.fetch import Fetched, fetch
+from vmtest.images.fetch import Fetched, WrongHash, fetch
 from vmtest.images.modules import Module, ModuleTree
 from vmtest.model.arch import arch as arch_row
 from vmtest.model.image import Image, Source
@@ -33,9 +33,13 @@ def build(image: Image, work: Path, *, progress: Progress, update: bool) -> None
     try:
         _build(image, work, progress=progress, update=update)
     except ImageError as error:
-        if image.instead is None:
+        if image.instead is None or isinstance(error, WrongHash):
             raise
-        log.warning("%s is built from its other sources: %s", image.name, error.message)
+        log.warning(
+            "vmtest: %s is built from its other sources ([instead] in image.toml), because: %s\n"
+            "vmtest: `vmtest image build --update %s` tries the first ones again",
+            *(image.name, error.message, image.name),
+        )
         build(image.instead, work, progress=progress, update=update)
 
 

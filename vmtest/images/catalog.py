@@ -86,7 +86,9 @@ def _unknown(name: str) -> UsageError:
     known = names()
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     meant = f"did you mean {close[0]}? " if close else ""
-    return UsageError(f"unknown image {name!r}", hint=f"{meant}known images: {', '.join(known) or 'none'}")
+    return UsageError(
+        f"unknown guest {name!r}: no image has that name", hint=f"{meant}known images: {', '.join(known) or 'none'}"
+    )
 
 
 def _resolve(image: Image, base: Path) -> Image:

@@ -18,7 +18,7 @@ from vmtest.model.arch import arch as arch_row
 from vmtest.model.image import Source
 from vmtest.progress import Progress
 
-__all__ = ["Fetched", "fetch"]
+__all__ = ["Fetched", "WrongHash", "fetch"]
 
 _CHUNK = 1 << 20
 
@@ -109,5 +109,9 @@ def _download(url: str, to: Path, progress: Progress) -> None:
         ) from None
 
 
-def _wrong_hash(what: str, *, expected: str, found: str, hint: str) -> ImageError:
-    return ImageError(f"{what} is not what it should be: its SHA-256 is {found}, expected {expected}", hint=hint)
+class WrongHash(ImageError):
+    """A source is there, and is not what it should be: no other is taken in its place."""
+
+
+def _wrong_hash(what: str, *, expected: str, found: str, hint: str) -> WrongHash:
+    return WrongHash(f"{what} is not what it should be: its SHA-256 is {found}, expected {expected}", hint=hint)

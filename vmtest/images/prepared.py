@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from vmtest import cache
 from vmtest.errors import ImageError, UsageError
@@ -80,7 +81,7 @@ def cache_key(image: Image) -> str:
     Package versions are not known, so that a newer kernel in the archive does not change it. A ``file`` source
     counts by what tells that it was changed; its contents are hashed when it is built.
     """
-    facts = {name: value for name, value in asdict(image).items() if name in _BUILT_FROM}
+    facts = _facts(asdict(image))
     parts = [json.dumps({"format": _FORMAT, **facts}, sort_keys=True, default=str).encode()]
     for source in _sources(image):
         if source.file:
@@ -97,6 +98,14 @@ def cache_key(image: Image) -> str:
         if image.agent:
             parts.append(catalog.agent_binary(image.arch).read_bytes())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _facts(image: dict[str, Any]) -> dict[str, Any]:
+    """What decides what is built; nothing of where the image's folder is."""
+    facts = {name: value for name, value in image.items() if name in _BUILT_FROM}
+    if image["instead"]:
+        facts["instead"] = _facts(image["instead"])
+    return facts
 
 
 def _prepared(image: Image, entry: store.Entry) -> Prepared:

@@ -17,7 +17,7 @@ class Arch:
     ``qemu_package`` the Debian package that has it. ``machine`` is the default machine type and ``machine_kvm``
     the properties that it needs under KVM on hosts without SMM emulation. ``cpu`` is the default model under TCG.
     ``console`` is the guest's name of the first serial port, ``console_append`` what goes on the kernel command
-    line for it. ``debian`` is Debian's name of the architecture. ``page_size`` is in bytes.
+    line for it. ``debian`` is Debian's name of the architecture.
     ``kernel_magics`` are (offset, bytes) pairs of which a bootable kernel file that is no ELF has at least one;
     ``elf_machine`` is e_machine in an ELF's header. ``kernel_file`` is where a kernel tree's ``make`` leaves it.
     """
@@ -32,7 +32,6 @@ class Arch:
     kernel_magics: tuple[tuple[int, bytes], ...]
     kernel_file: str
     elf_machine: int
-    page_size: int = 4096
     aliases: tuple[str, ...] = ()
     machine_kvm: str = ""
     baud: int = 115200
