@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmtest import images
 from vmtest.errors import UsageError
-from vmtest.host import AccelStatus, Qemu, choose, find_qemu, require_linux
+from vmtest.host import AccelStatus, NotKnownYet, Qemu, choose, find_qemu, known_only, require_linux
 from vmtest.inspect import check_initrd, check_kernel, disk_format
 from vmtest.model.accel import AUTO
 from vmtest.model.arch import Arch, arch
@@ -31,8 +31,15 @@ def check(spec: GuestSpec) -> None:
 
 
 def foresee(spec: GuestSpec) -> str:
-    """In a few words: the QEMU and the accelerator that a spec will get. Raises as ``check``."""
-    _, _, qemu, status = _resolve(spec, SILENT)
+    """In a few words: the QEMU and the accelerator that a spec will get, if that is known. Starts nothing.
+
+    Raises as ``check``.
+    """
+    try:
+        with known_only():
+            _, _, qemu, status = _resolve(spec, SILENT)
+    except NotKnownYet as error:
+        return f"accelerator {spec.accel or AUTO}, {error.message}"
     choice = f"{AUTO}: " if (spec.accel or AUTO) == AUTO else ""
     speed = f" ({choice}{status.mips:.0f} million instructions/s)" if status.mips else ""
     return f"QEMU {'.'.join(map(str, qemu.version))}, accelerator {status.accel}{speed}"

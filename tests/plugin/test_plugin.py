@@ -227,6 +227,16 @@ def test_accelerator_is_on_each_report(pytester: pytest.Pytester) -> None:
     assert '<property name="vm_qemu" value="' in text
 
 
+def test_header_starts_nothing(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an empty cache a run that boots no guest asks nothing of QEMU or KVM; the header says so."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pytester.path / "cache"))
+    pytester.makepyfile("def test_other(): pass")
+    result = _run(pytester)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["vmtest: *accelerator auto, not looked at yet: the first guest will tell"])
+    assert not list((pytester.path / "cache").rglob("*.json"))
+
+
 def test_plugin_imports_little() -> None:
     """A pytest run that uses no guest loads none of what boots one."""
     code = "import sys, vmtest.pytest_plugin; print(*sys.modules)"

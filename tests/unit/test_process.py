@@ -263,7 +263,7 @@ def test_an_interrupted_removal_is_finished(scratch: Path, monkeypatch: pytest.M
     """An owner that is killed while it removes its directory, the lock first, leaves what the next sweep removes."""
 
     def killed(path: Path, **options: Any) -> None:
-        (path / "lock").unlink()
+        (path / "lock").unlink(missing_ok=True)
         raise KeyboardInterrupt
 
     workdir, abandoned, living = Workdir(), Workdir(), Workdir()

@@ -61,6 +61,7 @@ def measure(qemu: Qemu, accel: str, *, refresh: bool = False, progress: Progress
     memory = (name, tuple(key.items()))
     status = None if refresh else (_MEASURED.get(memory) or _from_stored(store.load(name, key)))
     if status is None:
+        store.asking()
         # One lock for all: two measurements at once on a small host would slow each other down.
         with store.locked("host-measure"):
             status = None if refresh else _from_stored(store.load(name, key))

@@ -114,6 +114,7 @@ def _described(path: Path, row: Arch, fingerprint: str, *, refresh: bool) -> Qem
     facts = None if refresh else store.load(name, key)
     qemu = _from_facts(facts, path, row, fingerprint) if facts else None
     if qemu is None:
+        store.asking()
         facts, whole = _ask(path)
         qemu = _from_facts(facts, path, row, fingerprint)
         assert qemu is not None

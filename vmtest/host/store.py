@@ -14,7 +14,7 @@ from typing import Any
 
 from vmtest.errors import HostError
 
-__all__ = ["load", "locked", "save"]
+__all__ = ["NotKnownYet", "asking", "known_only", "load", "locked", "save"]
 
 Key = Mapping[str, Any]
 
@@ -56,3 +56,27 @@ def locked(name: str) -> Iterator[None]:
         with suppress(OSError, HostError):
             stack.enter_context(cache.lock(name))
         yield
+
+
+class NotKnownYet(HostError):
+    """Something must be asked of the host, by starting a process, and ``known_only`` forbids that."""
+
+
+_forbidden = False
+
+
+@contextmanager
+def known_only() -> Iterator[None]:
+    """In this block nothing of the host is found out that is not known: NotKnownYet is raised instead."""
+    global _forbidden
+    _forbidden = True
+    try:
+        yield
+    finally:
+        _forbidden = False
+
+
+def asking() -> None:
+    """Called by whoever is about to start a process. Raises NotKnownYet inside ``known_only``."""
+    if _forbidden:
+        raise NotKnownYet("not looked at yet: the first guest will tell")
