@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from vmtest import resolve
+from vmtest.model.spec import GuestSpec
+
 KERNEL_TEST = """
     def test_kernel(guest):
         assert guest.run("uname -s").stdout == "Linux\\n"
@@ -22,6 +25,7 @@ def _run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
 
 def test_the_readme_example(pytester: pytest.Pytester) -> None:
     """The README's test passes with nothing configured, and header and summary say which accelerator ran."""
+    resolve.check(GuestSpec())  # once a guest was asked for, the header knows QEMU and accelerators
     pytester.makepyfile(KERNEL_TEST)
     result = _run(pytester)
     result.assert_outcomes(passed=1)
