@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vmtest.host.binaries import SANDBOX
 from vmtest.model.accel import accelerator
 from vmtest.model.arch import arch
 from vmtest.model.machine import Channel, Drive, Machine
@@ -14,8 +15,6 @@ __all__ = ["AGENT_PORTS", "Wiring", "argv", "escape", "shown"]
 
 AGENT_PORTS = {Channel.AGENT: "org.vmtest.agent", Channel.QGA: "org.qemu.guest_agent.0"}
 """The virtio-serial port by which the guest finds each kind of agent."""
-
-SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
 @dataclass(frozen=True, kw_only=True)
