@@ -271,9 +271,9 @@ def test_an_interrupted_removal_is_finished(scratch: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            workdir.remove()
-        with pytest.raises(KeyboardInterrupt):
             sweep()
+        with pytest.raises(KeyboardInterrupt):
+            workdir.remove()
     sweep()
     assert list(scratch.iterdir()) == [living.path]
     living.remove()

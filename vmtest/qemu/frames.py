@@ -60,7 +60,7 @@ class Frames:
         """Type ``text`` and Enter. Raises TimeoutError where the guest does not take it."""
         with self.sending:
             try:
-                self.console.send(text + end, timeout=deadline.remaining)
+                self.console.send_until(text + end, deadline)
             except ConsoleTimeout:
                 raise TimeoutError from None
 
