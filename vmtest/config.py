@@ -47,10 +47,13 @@ def read(path: Path) -> Config:
 
 
 def _from_pyproject(path: Path) -> Config | None:
-    # A pyproject.toml that is broken, or not ours to read, is no business of a test run without guests.
-    if b"tool.vmtest" not in _bytes(path):
-        return None
-    table = _parsed(path).get("tool", {}).get("vmtest")
+    try:
+        table = _parsed(path).get("tool", {}).get("vmtest")
+    except UsageError:
+        # A pyproject.toml that is broken, or not ours to read, is no business of a test run without guests.
+        if b"tool.vmtest" not in _bytes(path):
+            return None
+        raise
     return None if table is None else _config(table, path, "tool.vmtest.")
 
 

@@ -33,6 +33,8 @@ def test_foreign_trouble_is_not_ours(tmp_path: Path) -> None:
     project = tmp_path / "pyproject.toml"
     project.write_text("this is = = not toml\n")
     assert config.find(tmp_path) == config.Config()
+    project.write_text('[tool]\nvmtest = { guest = "inline" }\n')
+    assert config.find(tmp_path).default == "inline"
     project.write_text("[tool.vmtest\n")
     with pytest.raises(UsageError, match=r"pyproject\.toml cannot be read"):
         config.find(tmp_path)
@@ -61,6 +63,7 @@ def test_paths_count_from_the_file(tmp_path: Path) -> None:
         ({"timeout": "nan"}, "timeout = 'nan' is not a positive number"),
         ({"trim": "no"}, "trim = 'no' is not true or false"),
         ({"qemu_args": "-foo"}, "qemu_args = '-foo' is not a list of texts"),
+        ({"kernel": "~nobody-of-that-name/k"}, "kernel = '~nobody-of-that-name/k' is not a path"),
         ({"accel": "warp"}, "unknown accelerator 'warp'"),
         ({"channel": "pigeon"}, "channel = 'pigeon' is not one of"),
     ],

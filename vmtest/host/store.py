@@ -69,11 +69,11 @@ _forbidden = False
 def known_only() -> Iterator[None]:
     """In this block nothing of the host is found out that is not known: NotKnownYet is raised instead."""
     global _forbidden
-    _forbidden = True
+    before, _forbidden = _forbidden, True
     try:
         yield
     finally:
-        _forbidden = False
+        _forbidden = before
 
 
 def asking() -> None:

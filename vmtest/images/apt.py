@@ -22,7 +22,7 @@ from vmtest.errors import ImageError
 from vmtest.images.aptsources import debian_entry, paragraphs
 from vmtest.progress import Progress
 
-__all__ = ["Apt", "Package"]
+__all__ = ["Apt", "Package", "WrongHash"]
 
 log = logging.getLogger("vmtest")
 
@@ -47,6 +47,10 @@ class Package:
         """A name of our own for the file: it changes with the contents."""
         version = re.sub(r"[^A-Za-z0-9.+~-]", "_", self.version)
         return f"{self.name}_{version}_{self.arch}_{self.sha256[:12]}.deb"
+
+
+class WrongHash(ImageError):
+    """A source is there, and is not what it should be: no other is taken in its place."""
 
 
 class Apt:
@@ -92,7 +96,7 @@ class Apt:
             self._run("apt-get", "download", spec, cwd=partial, progress=progress, total=package.size)
             files = list(partial.glob("*.deb"))
             if len(files) != 1 or cache.digest(files[0]) != package.sha256:
-                raise ImageError(f"apt gave no file with the right hash for {spec}")
+                raise WrongHash(f"apt gave no file with the right hash for {spec}")
             files[0].chmod(0o444)
             files[0].replace(path)
         finally:

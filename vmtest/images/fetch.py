@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from vmtest import cache
 from vmtest.errors import ImageError, UsageError
-from vmtest.images.apt import Apt
+from vmtest.images.apt import Apt, WrongHash
 from vmtest.model.arch import arch as arch_row
 from vmtest.model.image import Source
 from vmtest.progress import Progress
@@ -107,10 +107,6 @@ def _download(url: str, to: Path, progress: Progress) -> None:
             f"{url} cannot be downloaded: {reason}",
             hint="building an image for the first time needs the network; afterwards nothing does",
         ) from None
-
-
-class WrongHash(ImageError):
-    """A source is there, and is not what it should be: no other is taken in its place."""
 
 
 def _wrong_hash(what: str, *, expected: str, found: str, hint: str) -> WrongHash:

@@ -95,12 +95,12 @@ class GuestSpec:
                 raise UsageError(f"{where}: unknown key {key!r}", hint=hint)
             try:
                 said[name] = None if value is None else _CONVERT[name](value)
-            except (TypeError, ValueError):
+                if isinstance(said[name], Path):
+                    said[name] = (base or Path.cwd()) / said[name].expanduser()
+                elif name in ("image", "qemu") and "/" in (said[name] or ""):
+                    said[name] = str((base or Path.cwd()) / Path(said[name]).expanduser())
+            except (TypeError, ValueError, RuntimeError):  # RuntimeError: ~nobody-of-that-name
                 raise UsageError(f"{where}: {key} = {value!r} is not {_WANTED[name]}") from None
-            if isinstance(said[name], Path):
-                said[name] = (base or Path.cwd()) / said[name].expanduser()
-            elif name in ("image", "qemu") and "/" in (said[name] or ""):
-                said[name] = str((base or Path.cwd()) / Path(said[name]).expanduser())
         if said.get("accel") not in (None, AUTO):
             accelerator(said["accel"])
         return cls(**said)
