@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vmtest.errors import (
         AcceleratorUnavailable,
         BootTimeout,
+        ColdBootWarning,
         CommandFailed,
         CommandTimeout,
         ConsoleTimeout,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         ImageError,
         QemuDied,
         QmpError,
+        SnapshotError,
         TransferFailed,
         UsageError,
         VmtestError,
@@ -35,12 +37,14 @@ if TYPE_CHECKING:
     from vmtest.model.machine import Channel, Drive, Machine, Nic
     from vmtest.model.observation import CrashReport, Result, Severity
     from vmtest.model.spec import GuestSpec
+    from vmtest.snapshots import Snapshot
 
 _HOMES = {
     "vmtest.booting": ("boot",),
     "vmtest.errors": (
         "AcceleratorUnavailable",
         "BootTimeout",
+        "ColdBootWarning",
         "CommandFailed",
         "CommandTimeout",
         "ConsoleTimeout",
@@ -52,6 +56,7 @@ _HOMES = {
         "ImageError",
         "QemuDied",
         "QmpError",
+        "SnapshotError",
         "TransferFailed",
         "UsageError",
         "VmtestError",
@@ -60,6 +65,7 @@ _HOMES = {
     "vmtest.model.machine": ("Channel", "Drive", "Machine", "Nic"),
     "vmtest.model.observation": ("CrashReport", "Result", "Severity"),
     "vmtest.model.spec": ("GuestSpec",),
+    "vmtest.snapshots": ("Snapshot",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -67,6 +73,7 @@ __all__ = [
     "AcceleratorUnavailable",
     "BootTimeout",
     "Channel",
+    "ColdBootWarning",
     "CommandFailed",
     "CommandTimeout",
     "ConsoleTimeout",
@@ -86,6 +93,8 @@ __all__ = [
     "QmpError",
     "Result",
     "Severity",
+    "Snapshot",
+    "SnapshotError",
     "TransferFailed",
     "UsageError",
     "VmtestError",

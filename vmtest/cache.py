@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vmtest.errors import HostError
 
-__all__ = ["digest", "lock", "root", "write"]
+__all__ = ["building", "digest", "lock", "root", "write"]
 
 
 def root() -> Path:
@@ -55,6 +56,28 @@ def lock(name: str, *, waiting: Callable[[], object] | None = None) -> Iterator[
         yield
     finally:
         holder.release()
+
+
+@contextmanager
+def building(final: Path, name: str) -> Iterator[Path]:
+    """A directory to build in, which becomes ``final`` when the block ends well, and is gone when it does not.
+
+    The caller holds the lock for ``name``: what lies there under it belongs to a builder that was killed.
+    """
+    for stale in final.parent.glob(f".{name}@*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    work = final.with_name(f".{name}@{final.name}.{os.getpid()}")
+    work.mkdir(parents=True)
+    try:
+        yield work
+        retired = final.with_name(f".{name}@{final.name}.old")
+        if final.exists():
+            # A directory cannot be replaced in one step. Who looks in between waits for the lock.
+            final.rename(retired)
+        work.rename(final)
+        shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def write(path: Path, data: bytes) -> None:

@@ -5,6 +5,7 @@
     ├── HostError                our side or the host's: the guest is not to blame
     │   ├── AcceleratorUnavailable   the accelerator that was asked for cannot work here
     │   ├── ImageError               an image could not be fetched, verified, built or cached
+    │   ├── SnapshotError            a snapshot could not be saved, verified or restored
     │   ├── QemuDied                 the QEMU process ended although nobody told it to
     │   └── QmpError                 QEMU refused a QMP command, or the QMP connection broke
     ├── GuestError               the machine under test failed
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AcceleratorUnavailable",
     "BootTimeout",
+    "ColdBootWarning",
     "CommandFailed",
     "CommandTimeout",
     "ConsoleTimeout",
@@ -42,6 +44,7 @@ __all__ = [
     "ImageError",
     "QemuDied",
     "QmpError",
+    "SnapshotError",
     "TransferFailed",
     "UsageError",
     "VmtestError",
@@ -74,6 +77,10 @@ class VmtestError(Exception):
         return "\n".join(parts)
 
 
+class ColdBootWarning(UserWarning):
+    """A guest that cannot be cloned was booted instead; the message says why."""
+
+
 class UsageError(VmtestError):
     """The user asked for something that cannot be."""
 
@@ -92,6 +99,10 @@ class AcceleratorUnavailable(HostError):
 
 class ImageError(HostError):
     """An image could not be fetched, verified, built or kept in the cache."""
+
+
+class SnapshotError(HostError):
+    """A snapshot could not be saved, is damaged, or could not be restored; what QEMU said is in the message."""
 
 
 class QemuDied(HostError):

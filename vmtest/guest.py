@@ -12,10 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vmtest import transfer
+from vmtest import cloning, transfer
 from vmtest.deadline import Deadline
 from vmtest.errors import (
-    BootTimeout,
     CommandTimeout,
     GuestError,
     GuestGone,
@@ -23,12 +22,14 @@ from vmtest.errors import (
     UsageError,
     VmtestError,
 )
-from vmtest.host import Qemu
+from vmtest.life import Life
 from vmtest.model.machine import Channel, Machine
 from vmtest.model.observation import CrashReport, Result
+from vmtest.pool import Pool
 from vmtest.qemu.channel import Command, CommandChannel, OnOutput
 from vmtest.qemu.console import Console
 from vmtest.running import Running
+from vmtest.snapshots import Snapshot, store
 from vmtest.uplink import Uplink
 from vmtest.workdir import Workdir
 
@@ -46,53 +47,47 @@ class Guest:
     Timeouts are in seconds and multiplied by ``timeout_scale``.
     """
 
-    def __init__(
-        self,
-        machine: Machine,
-        qemu: Qemu,
-        *,
-        name: str = "guest",
-        logs: Path | None = None,
-        expects_agent: bool = True,
-        announces: bool = True,
-        stamped: bool | None = None,
-        timeout: float = 60.0,
-        boot_timeout: float = 120.0,
-        timeout_scale: float = 1.0,
-    ) -> None:
-        """Start QEMU; does not wait for the guest. ``logs`` is a directory for the logs, by default one that goes
-        when the guest does. What is known of its image: ``expects_agent``, that it has vmtest's agent;
-        ``announces``, that its init prints when it is ready; ``stamped``, that its kernel's lines bear time stamps.
-        """
-        self.machine = machine
-        self.name = name
-        self.qemu_version = ".".join(map(str, qemu.version))
-        self.timeout = timeout
-        self.boot_timeout = boot_timeout
-        self.timeout_scale = timeout_scale
+    def __init__(self, life: Life) -> None:
+        """Wrap a machine that runs; ``vmtest.boot`` makes one."""
+        self._life = life
+        self.name = life.manner.name
+        self.timeout = life.manner.timeout
+        self.boot_timeout = life.manner.boot_timeout
+        self.timeout_scale = life.manner.timeout_scale
         self.boot_seconds: float | None = None
-        self._workdir = Workdir()
-        self._closed = False
-        self.logs = logs or self._workdir.path
-        try:
-            self._started = time.monotonic()
-            self._running = Running(
-                machine,
-                qemu,
-                directory=self.logs,
-                environment=self._workdir.environment,
-                scale=timeout_scale,
-                timeout=timeout,
-                stamped=stamped,
-            )
-            self._uplink = Uplink(self._running, expects_agent=expects_agent, announces=announces)
-        except BaseException:
-            if hasattr(self, "_running"):
-                self._running.close()
-            self._workdir.remove()
-            raise
+        self._kept: list[Workdir] = []  # of snapshots that go with us
+        self._ahead: Pool | None = None
+
+    @property
+    def _running(self) -> Running:
+        return self._life.running
+
+    @property
+    def _uplink(self) -> Uplink:
+        return self._life.uplink
 
     # -- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def machine(self) -> Machine:
+        """What it is."""
+        return self._life.machine
+
+    @property
+    def qemu_version(self) -> str:
+        """The version of its QEMU."""
+        return ".".join(map(str, self._life.qemu.version))
+
+    @property
+    def origin(self) -> str:
+        """How it came to be: "" where it was booted, else what it is a clone of."""
+        parent = self._life.parent
+        return f"a clone of {parent.label} ({parent.origin})" if parent else ""
+
+    @property
+    def logs(self) -> Path:
+        """The directory of its logs."""
+        return self._life.logs
 
     @property
     def accel(self) -> str:
@@ -130,7 +125,7 @@ class Guest:
         return self._running.process.pid
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"pid {self.pid}"
+        state = "closed" if self._life.closed else f"pid {self.pid}"
         return f"<Guest {self.name} ({self.machine.arch}, {self.accel}, {state})>"
 
     # -- commands and files --------------------------------------------------------------------------------------
@@ -207,15 +202,8 @@ class Guest:
         """Wait until the guest answers commands. Raises BootTimeout with what was last seen, or its panic at once."""
         deadline = Deadline((self.boot_timeout if timeout is None else timeout) * self.timeout_scale)
         with self._explained():
-            if not self._uplink.connect(deadline):
-                seen = self.console.tail_text(1).strip() or "nothing at all"
-                raise BootTimeout(
-                    f"the guest did not answer within {deadline.seconds:g} s of its start; last seen: {seen}",
-                    hint=f"a slow host or accelerator (this ran under {self.accel}; `vmtest doctor` shows the speeds) "
-                    "needs a longer boot_timeout; a guest of your own with neither agent nor shell is booted with "
-                    "wait=False and driven by its console",
-                )
-        self.boot_seconds = time.monotonic() - self._started
+            self._life.connect(deadline)
+        self.boot_seconds = time.monotonic() - self._life.started
         return self
 
     def shutdown(self, *, timeout: float | None = None) -> None:
@@ -244,7 +232,7 @@ class Guest:
         return self._up_again()
 
     def _up_again(self) -> Self:
-        self._started = time.monotonic()
+        self._life.started = time.monotonic()
         return self.wait_up()
 
     def _last_words(self, command: str, deadline: Deadline) -> None:
@@ -277,11 +265,11 @@ class Guest:
         """
         deadline = Deadline.never() if timeout is None else Deadline(timeout * self.timeout_scale)
         if self._running.wait_end(deadline):
-            if not self._closed and self._running.verdict.wait(2):
+            if not self._life.closed and self._running.verdict.wait(2):
                 with suppress(GuestGone):  # it has powered off, as was expected here
                     self._running.verdict.check()
-            if self._running.process.returncode is not None:
-                return self._running.process.returncode
+            if self._running.ended:
+                return self._running.process.returncode or 0
         raise GuestError(f"the guest did not power off within {deadline.seconds:g} s", evidence=self.evidence)
 
     def kill(self) -> None:
@@ -295,11 +283,76 @@ class Guest:
 
     def close(self) -> None:
         """As ``kill``; a second time does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._uplink.close()
-            self._running.close()
-            self._workdir.remove()
+        self._life.close()
+        if self._ahead is not None:
+            self._ahead.close()
+        while self._kept:
+            self._kept.pop().remove()
+
+    # -- snapshots -----------------------------------------------------------------------------------------------
+
+    def snapshot(self, name: str | None = None) -> Snapshot:
+        """Keep its whole state, memory, devices and disks; it goes on. It takes about half a second.
+
+        With a name the snapshot is kept for later sessions (``vmtest snapshot list``, ``boot(snapshot=NAME)``), else
+        until this guest ends. Raises SnapshotError where QEMU cannot save it or there is no room, UsageError for a
+        name that is taken.
+        """
+        self._open()
+        path = store.named_path(name) if name is not None else self._own_directory()
+        if path.exists():
+            raise UsageError(
+                f"there is a snapshot named {name!r} already", hint=f"another name, or: vmtest snapshot rm {name}"
+            )
+        with self._explained():
+            return cloning.save(self._life, path, name=name or "", origin=f"{self.name}, saved by its user")
+
+    def _own_directory(self) -> Path:
+        self._kept.append(Workdir())
+        directory = self._kept[-1].path
+        return directory / directory.name
+
+    def restore(self, snapshot: Snapshot) -> Self:
+        """Go back to a snapshot of this machine: memory, devices and disks. Its console begins anew.
+
+        It becomes a new clone, in another QEMU: descriptors and process ids that were noted down are void. As with
+        every clone, its clock is that of now, and its random numbers are its own. Raises SnapshotError, UsageError
+        for a snapshot of another machine.
+        """
+        self._fits(snapshot)
+        with self._explained():
+            self._become(cloning.clone(snapshot, self._life.qemu, self._life.manner))
+        return self
+
+    def reset_to(self, snapshot: Snapshot) -> Self:
+        """As ``restore``, for those who do it again and again: the next clone is made ahead, while this one is used.
+
+        That is some milliseconds where loadvm in the same QEMU is 70 and more (benchmarks/pristine.py).
+        """
+        self._fits(snapshot)
+        if self._ahead is None:
+            self._ahead = Pool(1)
+        with self._explained():
+            life = self._ahead.take(snapshot, self._life.qemu, self._life.manner)
+            self._become(life or cloning.clone(snapshot, self._life.qemu, self._life.manner))
+        return self
+
+    def _fits(self, snapshot: Snapshot) -> None:
+        if snapshot.machine != self.machine:
+            raise UsageError(
+                f"{snapshot!r} is not of this guest's machine", hint="boot(snapshot=NAME) makes a guest of a named one"
+            )
+
+    def _become(self, life: Life) -> None:
+        """Change into that life, which stands still, and let it run."""
+        before, logs = self._life, self._life.logs
+        kept = before.logs != before.workdir.path
+        self._life = life
+        before.close()
+        if kept:
+            life.move_logs(logs)
+        life.started = time.monotonic()
+        life.uplink.wake(life.running.resume, Deadline(self.boot_timeout * self.timeout_scale))
 
     def __enter__(self) -> Self:
         return self
@@ -315,7 +368,7 @@ class Guest:
         return Deadline((self.timeout if timeout is None else timeout) * self.timeout_scale)
 
     def _open(self) -> None:
-        if self._closed:
+        if self._life.closed:
             raise UsageError(f"{self.name} has ended: it was shut down or killed")
 
     def _channel(self) -> CommandChannel:

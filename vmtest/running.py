@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vmtest.crash import CrashScanner
 from vmtest.deadline import Deadline
 from vmtest.errors import GuestGone, GuestPanicked, HostError, QemuDied, QmpError, VmtestError
 from vmtest.host import Qemu
-from vmtest.model.machine import Channel, Machine
+from vmtest.model.machine import Channel, Drive, Machine
 from vmtest.model.observation import CrashReport, Severity
-from vmtest.qemu.argv import Wiring, argv, shown
+from vmtest.qemu.argv import Ram, Wiring, argv, shown
 from vmtest.qemu.console import Console
+from vmtest.qemu.migration import Migration
 from vmtest.qemu.process import Process, how_it_ended
 from vmtest.qemu.qmp import Event, Qmp
 from vmtest.qemu.verdict import Verdict
@@ -27,6 +29,8 @@ SETTLE = 0.3
 """Seconds of silence after which a crash report on the console is taken for complete."""
 LONGEST_REPORT = 3.0
 LATE = 0.05
+RESETS = ("guest-reset", "host-qmp-system-reset", "subsystem-reset")
+"""QEMU's reasons for a shutdown that -no-reboot has made of a reset (qapi/run-state.json, ShutdownCause)."""
 REPORTS = 1000
 """Crash reports kept of one guest."""
 ALIVE = 0.5
@@ -49,25 +53,40 @@ class Running:
         scale: float,
         timeout: float,
         stamped: bool | None,
+        drives: Sequence[Drive] | None = None,
+        ram: Ram | None = None,
+        incoming: bool = False,
+        inherited: Sequence[int] = (),
     ) -> None:
         """Start QEMU with its logs in ``directory``. Raises QemuDied with its own words if it does not come up.
 
-        ``stamped`` says whether the kernel's lines bear time stamps, as CrashScanner takes it.
+        ``stamped`` says whether the kernel's lines bear time stamps, as CrashScanner takes it. ``drives`` are what
+        the machine really gets in place of its own: overlays of them. ``ram`` is the file of
+        its memory; with ``incoming`` it waits for ``migration`` to bring its state; it inherits the descriptors
+        ``inherited``.
         """
         self.machine = machine
+        self._qemu = qemu
+        self._started_as = machine if drives is None else replace(machine, drives=tuple(drives))
+        self._directory = directory
+        self._environment = environment
+        self.ram = ram
+        self._incoming = incoming
         self.verdict = Verdict()
         self.reports: list[CrashReport] = []
         self.resets = 0
         self.alive: Callable[[Deadline], bool] = lambda deadline: False
         self.on_text: Callable[[bytes], None] = lambda data: None
         self.on_reset: Callable[[], None] = lambda: None
-        self.on_port_closed: Callable[[], None] = lambda: None
+        self.on_port: Callable[[bool], None] = lambda is_open: None
         self.scale = scale
         self._ending = False
+        self._born_again = threading.Lock()
+        self._again = self._over = False
         self._changed = threading.Condition()
         self._shutdown: Event | None = None
         self.verdict.on_set(self._wake)
-        self._stopped_by_us = False
+        self._stopped_by_us = incoming
         self._reset_by_us = False
         self._scanner = CrashScanner(timestamps=stamped)
         self._scanning = threading.Lock()
@@ -78,8 +97,7 @@ class Running:
 
         with_agent = machine.channel is not Channel.CONSOLE
         pairs = {name: socket.socketpair() for name in ("console", "qmp", *(["agent"] if with_agent else []))}
-        theirs = {name: pair[1].fileno() for name, pair in pairs.items()}
-        wiring = Wiring.sockets(console=theirs["console"], qmp=theirs["qmp"], agent=theirs.get("agent"))
+        self._theirs = {name: pair[1] for name, pair in pairs.items() if name != "qmp"}
         self.command_line = shown(
             argv(machine, Wiring.by_hand(agent=with_agent), binary=str(qemu.path), sandbox=qemu.sandbox)
         )
@@ -93,30 +111,57 @@ class Running:
                 timeout=timeout,
                 scale=scale,
             )
-            self.process = Process(
-                argv(machine, wiring, binary=str(qemu.path), sandbox=qemu.sandbox),
-                stderr=directory / "qemu.stderr",
-                environment=environment,
-                pass_fds=list(theirs.values()),
-                on_exit=self._on_exit,
-            )
+            self._launch(pairs["qmp"][1], inherited)
         except BaseException:
             self._close_sockets(pairs)
             raise
         finally:
-            for _, end in pairs.values():
-                end.close()
+            pairs["qmp"][1].close()
+            if not self._reset_ends_qemu:
+                self._close_theirs()
         try:
-            self.qmp = Qmp(pairs["qmp"][0], on_event=self._on_event, deadline=Deadline(20 * scale))
+            self._connect(pairs["qmp"][0])
         except BaseException as error:
             self._explain_and_close(error)
             raise
 
+    def _launch(self, qmp: socket.socket, inherited: Sequence[int] = ()) -> None:
+        numbers = {name: end.fileno() for name, end in self._theirs.items()}
+        wiring = Wiring.sockets(
+            console=numbers["console"],
+            qmp=qmp.fileno(),
+            agent=numbers.get("agent"),
+            ram=self.ram,
+            incoming=self._incoming,
+        )
+        command = argv(self._started_as, wiring, binary=str(self._qemu.path), sandbox=self._qemu.sandbox)
+        self.process = Process(
+            (*command, "-no-reboot") if self._reset_ends_qemu else command,
+            stderr=self._directory / "qemu.stderr",
+            environment=self._environment,
+            pass_fds=[*numbers.values(), qmp.fileno(), *inherited],
+            on_exit=self._on_exit,
+        )
+
+    def _connect(self, qmp: socket.socket) -> None:
+        self.qmp = Qmp(qmp, on_event=self._on_event, deadline=Deadline(20 * self.scale))
+        self.migration = Migration(self.qmp, self._qemu.version, self._wait_for)
+
+    @property
+    def _reset_ends_qemu(self) -> bool:
+        """A restored machine has nothing to boot from: at a reset it is started again, as it would have been cold."""
+        return self._incoming and "-no-reboot" not in self.machine.extra
+
+    def _close_theirs(self) -> None:
+        for end in self._theirs.values():
+            end.close()
+
     def _close_sockets(self, pairs: Mapping[str, tuple[socket.socket, socket.socket]]) -> None:
         if hasattr(self, "console"):
             self.console.close()
-        for ours, _ in pairs.values():
-            ours.close()
+        for pair in pairs.values():
+            for end in pair:
+                end.close()
 
     def _explain_and_close(self, error: BaseException) -> None:
         """QMP did not come up. If QEMU has ended, that is the reason, and its stderr says why."""
@@ -125,6 +170,13 @@ class Running:
         self.close()
         if exit_code is not None:
             raise self._died(exit_code) from None
+
+    def remember(self, transcript: bytes) -> None:
+        """Take what the guest printed before it was ours as printed here: to be expected, logged, and judged."""
+        self.console.remember(transcript)
+        with self._scanning:
+            self.reports += self._scanner.feed(transcript) + self._scanner.flush()
+            self._judged = len(self.reports)  # it has survived them
 
     # -- what is seen, in the background thread ------------------------------------------------------------------
 
@@ -167,21 +219,30 @@ class Running:
         match event.get("event"):
             case "SHUTDOWN":
                 self._shutdown = event
+            case "MIGRATION":
+                if self.migration.on_event(event):
+                    self._wake()
             case "RESET":
                 # What the guest printed before may still be in the console's socket, behind this one's.
                 asyncio.get_running_loop().call_later(LATE, self._was_reset)
-            case "VSERPORT_CHANGE" if not event["data"]["open"]:
-                self.on_port_closed()
+            case "VSERPORT_CHANGE":
+                self.on_port(bool(event["data"]["open"]))
             case "STOP" if not self._stopped_by_us and not self._ending:
                 threading.Thread(target=self._why_stopped, name="vmtest-stop", daemon=True).start()
 
     def _was_reset(self) -> None:
+        self._forget_life()
+        self._count_reset()
+
+    def _forget_life(self) -> None:
         fatal = self._last_reports()
         self.verdict.clear()  # a crashed guest lives again,
         if fatal and not self._reset_by_us:  # unless its panic was what reset it (panic=-1): that is told
             self.verdict.set(lambda: self._panicked(fatal[-1]))
         self._reset_by_us = False
         self.on_reset()
+
+    def _count_reset(self) -> None:
         with self._changed:
             self.resets += 1
             self._changed.notify_all()
@@ -209,11 +270,43 @@ class Running:
 
     def _on_exit(self, exit_code: int) -> None:
         if not self._ending:
+            reason = ((self._shutdown or {}).get("data") or {}).get("reason", "")
+            # All that waits looks at _over: it must not be seen before it is clear whether the machine goes on.
+            self._again = exit_code == 0 and self._reset_ends_qemu and reason in RESETS
+            if not self._again and self._reset_ends_qemu:
+                self._close_theirs()  # whoever reads our ends learns that no more will come
             # As for a reset: its last words first.
             asyncio.get_running_loop().call_later(LATE, self._has_ended, exit_code)
+        self._over = not self._again
         self._wake()
 
+    def _start_again(self) -> None:
+        """A restored machine was reset. It boots, on the same console and disks, as one that was never restored."""
+        self._forget_life()
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs, self._born_again:
+                if self._ending:
+                    ours.close()
+                    return
+                before, self.ram, self._incoming, self._shutdown = self.qmp, None, False, None
+                self._launch(theirs)
+                self._close_theirs()
+            if before is not None:
+                before.close()
+            self._connect(ours)
+        except VmtestError as error:
+            if not self._ending:
+                said = error  # the name goes with the except block
+                self.verdict.set(lambda: HostError(f"the guest could not be reset: {said}", evidence=self.evidence()))
+                self._over = True
+        self._again = False
+        self._count_reset()
+
     def _has_ended(self, exit_code: int) -> None:
+        if self._again:
+            threading.Thread(target=self._start_again, name="vmtest-reset", daemon=True).start()
+            return
         fatal = self._last_reports()
         if fatal:
             self.verdict.set(lambda: self._panicked(fatal[-1]))
@@ -251,6 +344,19 @@ class Running:
             raise
 
     @property
+    def ended(self) -> bool:
+        """Whether QEMU has ended, and will not start again."""
+        return self._over
+
+    def _wait_for(self, condition: Callable[[], bool], deadline: Deadline) -> bool:
+        """Wait until it holds; raises QemuDied, and the like, where QEMU ends before."""
+        with self._changed:
+            self._changed.wait_for(lambda: condition() or self.ended, deadline.timeout)
+        if not condition() and self.ended and self.verdict.wait(1):
+            self.verdict.check()
+        return condition()
+
+    @property
     def paused(self) -> bool:
         """Whether we have stopped the guest's CPUs."""
         return self._stopped_by_us
@@ -270,15 +376,15 @@ class Running:
 
         Raises QemuDied or GuestGone where QEMU has ended.
         """
+        with self._changed:  # it may just be starting again, after a reset of its own
+            self._changed.wait_for(lambda: not self._again, deadline.timeout)
         assert self.qmp is not None
         before, self._reset_by_us = self.resets, True
         with contextlib.suppress(QmpError):  # the one reason is that QEMU has ended, or it shows below
             self.qmp.execute("system_reset", timeout=deadline.remaining)
         with self._changed:
-            self._changed.wait_for(
-                lambda: self.resets > before or self.process.returncode is not None, deadline.timeout
-            )
-        if self.process.returncode is not None and self.verdict.wait(1):
+            self._changed.wait_for(lambda: self.resets > before or self.ended, deadline.timeout)
+        if self.ended and self.verdict.wait(1):
             self.verdict.check()
         return self.resets > before
 
@@ -297,9 +403,7 @@ class Running:
     def wait_end(self, deadline: Deadline) -> bool:
         """Wait until QEMU has ended or the guest has crashed; whether one has happened."""
         with self._changed:
-            return self._changed.wait_for(
-                lambda: self.process.returncode is not None or self.verdict.is_set, deadline.timeout
-            )
+            return self._changed.wait_for(lambda: self.ended or self.verdict.is_set, deadline.timeout)
 
     def _wake(self) -> None:
         with self._changed:
@@ -308,10 +412,12 @@ class Running:
     def close(self) -> int:
         """Kill QEMU and close everything; its exit code."""
         self._ending = True
-        exit_code = self.process.kill()
+        with self._born_again:  # or a QEMU that is being started again would be missed
+            exit_code = self.process.kill()
         if self.qmp is not None:
             self.qmp.close()
         self.console.close()
         if self.agent_socket is not None:
             self.agent_socket.close()
+        self._close_theirs()
         return exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from vmtest.deadline import Deadline
 from vmtest.errors import GuestError, GuestGone
@@ -20,6 +21,9 @@ READY = b"vmtest-init: ready"
 GRACE = 2.0
 """Seconds that an agent may take after that line: it was started before it."""
 
+RESTARTED = 1.0
+"""Seconds of silence after which an agent whose port has opened anew is another one."""
+
 
 class Uplink:
     """The command channel of a guest, chosen once and found again after each reset.
@@ -36,7 +40,7 @@ class Uplink:
         self._announces = announces
         running.on_text = self._look
         running.on_reset = self._forget
-        running.on_port_closed = self._agent_has_ended
+        running.on_port = self._on_port
         running.alive = self._alive
 
     def _first(self, wanted: Channel, expects_agent: bool) -> CommandChannel:
@@ -58,6 +62,18 @@ class Uplink:
         self._seen = b""
         self._ready.clear()
         self._candidate.forget()
+
+    def _on_port(self, is_open: bool) -> None:
+        if not is_open:
+            self._agent_has_ended()
+        elif self.channel is not None:
+            # QEMU tells of one change a second at most, the last one: a port that opens although we were connected may
+            # have been closed before. The agent that we knew would answer.
+            threading.Thread(target=self._look_for_agent, name="vmtest-port", daemon=True).start()
+
+    def _look_for_agent(self) -> None:
+        if not self._alive(Deadline(RESTARTED * self._running.scale)):
+            self._agent_has_ended()
 
     def _agent_has_ended(self) -> None:
         """The guest's end of the port closed: its agent was killed. Whoever waits is told; init starts it again."""
@@ -96,6 +112,24 @@ class Uplink:
                 "the image; or use the console as channel",
             )
         return False
+
+    @property
+    def agent(self) -> Agent | None:
+        """vmtest's agent, if it is what commands go through, or will."""
+        return self._candidate if isinstance(self._candidate, Agent) else None
+
+    def wake(self, go_on: Callable[[], None], deadline: Deadline) -> None:
+        """Let a guest that was restored run (``go_on`` does it). With the agent it begins with the time of now and
+        random numbers of its own, and answers commands from here on. Raises GuestError.
+        """
+        if self.agent is None:
+            go_on()
+            return
+        try:
+            self.agent.wake(go_on, deadline, connected=self.channel is not None)
+        except TimeoutError:
+            raise GuestError(f"the restored guest did not answer within {deadline.seconds:g} s") from None
+        self.channel = self._candidate
 
     def _wait_ready(self, deadline: Deadline) -> None:
         while not (self._ready.wait(min(0.2, deadline.remaining)) or deadline.expired):

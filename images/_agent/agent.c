@@ -14,8 +14,8 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long ulong;
 
-enum { MAX_COMMANDS = 32, PAYLOAD = 65536, WINDOW = 65536, MAX_STRINGS = 4096, PROTOCOL = 1 };
-enum frame { HELLO = 1, SPAWN, STDIN, KILL, STDIN_DONE, STDOUT, STDERR, EXIT, REFUSED, PING };
+enum { MAX_COMMANDS = 32, PAYLOAD = 65536, WINDOW = 65536, MAX_STRINGS = 4096, PROTOCOL = 2 };
+enum frame { HELLO = 1, SPAWN, STDIN, KILL, STDIN_DONE, STDOUT, STDERR, EXIT, REFUSED, PING, WAKE };
 #define HELLO_ID 0x74736d76u /* "vmst": with HELLO and its length the 12 bytes by which a new agent finds its place */
 
 /* ---- system calls ------------------------------------------------------------------------------------------ */
@@ -23,7 +23,7 @@ enum frame { HELLO = 1, SPAWN, STDIN, KILL, STDIN_DONE, STDOUT, STDERR, EXIT, RE
 #if defined(__x86_64__)
 enum { SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_rt_sigprocmask = 14, SYS_ioctl = 16, SYS_fcntl = 72,
        SYS_clone = 56, SYS_execve = 59, SYS_exit_group = 231, SYS_wait4 = 61, SYS_kill = 62, SYS_chdir = 80,
-       SYS_setsid = 112, SYS_openat = 257, SYS_ppoll = 271, SYS_signalfd4 = 289, SYS_dup3 = 292, SYS_pipe2 = 293 };
+       SYS_setsid = 112, SYS_clock_settime = 227, SYS_openat = 257, SYS_ppoll = 271, SYS_signalfd4 = 289, SYS_dup3 = 292, SYS_pipe2 = 293 };
 static long syscall6(long n, long a, long b, long c, long d, long e, long f)
 {
     long r;
@@ -36,7 +36,7 @@ __asm__(".globl _start\n_start:\n mov %rsp,%rdi\n and $-16,%rsp\n call begin\n")
 #elif defined(__aarch64__) || defined(__riscv) /* both use the kernel's generic numbers */
 enum { SYS_read = 63, SYS_write = 64, SYS_close = 57, SYS_rt_sigprocmask = 135, SYS_ioctl = 29, SYS_fcntl = 25,
        SYS_clone = 220, SYS_execve = 221, SYS_exit_group = 94, SYS_wait4 = 260, SYS_kill = 129, SYS_chdir = 49,
-       SYS_setsid = 157, SYS_openat = 56, SYS_ppoll = 73, SYS_signalfd4 = 74, SYS_dup3 = 24, SYS_pipe2 = 59 };
+       SYS_setsid = 157, SYS_clock_settime = 112, SYS_openat = 56, SYS_ppoll = 73, SYS_signalfd4 = 74, SYS_dup3 = 24, SYS_pipe2 = 59 };
 static long syscall6(long n, long a, long b, long c, long d, long e, long f)
 {
 #if defined(__aarch64__)
@@ -64,7 +64,7 @@ __asm__(".globl _start\n_start:\n mv a0,sp\n andi sp,sp,-16\n call begin\n");
 enum { EINTR = 4, EAGAIN = 11, ENOENT = 2, EACCES = 13, ENOTDIR = 20, ENOEXEC = 8, E2BIG = 7 };
 enum { O_RDWR = 2, O_NONBLOCK = 04000, O_CLOEXEC = 02000000, AT_FDCWD = -100 };
 enum { POLLIN = 1, POLLOUT = 4, POLLERR = 8, POLLHUP = 16 };
-enum { F_SETFL = 4, F_SETPIPE_SZ = 1031, FIONREAD = 0x541B, WNOHANG = 1, SIGKILL = 9, SIGPIPE = 13, SIGCHLD = 17 };
+enum { F_SETFL = 4, F_SETPIPE_SZ = 1031, FIONREAD = 0x541B, RNDADDENTROPY = 0x40085203, RNDRESEEDCRNG = 0x5207, WNOHANG = 1, SIGKILL = 9, SIGPIPE = 13, SIGCHLD = 17 };
 enum { SIG_BLOCK = 0, SIG_SETMASK = 2 };
 struct pollfd { int fd; short events, revents; };
 struct timespec { long sec, nsec; };
@@ -170,11 +170,70 @@ static void execute(char **argv, char **env)
     sys(exit_group, error == -ENOENT || error == -ENOTDIR ? 127 : 126, 0, 0);
 }
 
-static void child(int in, int out, int err, const char *cwd, char **argv, char **env)
+/*
+ * A process forked ahead that waits for its command: what is forked and piped before a snapshot is taken need not be
+ * emulated by each clone before its first command runs. It is made while no command runs, for it would hold their
+ * pipes open.
+ */
+static struct { int pid, request, in, out, err; } spare;
+
+static void forget_spare(void)
+{
+    close_fd(&spare.request), close_fd(&spare.in), close_fd(&spare.out), close_fd(&spare.err);
+    spare.pid = 0;
+}
+
+static int read_all(int fd, u8 *p, ulong n)
+{
+    while (n) {
+        long r = sys(read, fd, p, n);
+        if (r == -EINTR) continue;
+        if (r <= 0) return 0;
+        p += r, n -= (ulong)r;
+    }
+    return 1;
+}
+
+/* Payload: u32 number of arguments, u32 number of variables, then cwd, arguments and NAME=value, each with NUL. */
+static const char *parse(u8 *p, u32 n, const char **cwd, char ***argv, char ***env)
+{
+    static char *strings[MAX_STRINGS + 2];
+    u32 argc, envc, at = 8, count = 0;
+    if (n < 9 || p[n - 1]) return "malformed SPAWN frame";
+    argc = get32(p), envc = get32(p + 4);
+    if (!argc || argc + (ulong)envc > MAX_STRINGS / 2) return "too many arguments";
+    *cwd = (char *)p + at;
+    at += (u32)length(*cwd) + 1;
+    for (; count < argc + envc && at < n; count++) {
+        /* one NULL after the arguments: the variables begin one place later */
+        strings[count + (count >= argc)] = (char *)p + at;
+        at += (u32)length((char *)p + at) + 1;
+    }
+    if (count != argc + envc) return "malformed SPAWN frame";
+    strings[argc] = 0;
+    *argv = strings, *env = strings + argc + 1;
+    for (char **mine = environment; *mine && count < MAX_STRINGS; mine++) { /* ours, unless the host set its own */
+        ulong name = 0;
+        while ((*mine)[name] && (*mine)[name] != '=') name++;
+        u32 i = 0;
+        while (i < envc && !(starts((*env)[i], *mine, name) && (*env)[i][name] == '=')) i++;
+        if (i == envc) (*env)[count++ - argc] = *mine;
+    }
+    (*env)[count - argc] = 0;
+    return 0;
+}
+
+/* The life of a spare process: wait for a SPAWN's payload, become its command. */
+static void child(int request, int in, int out, int err)
 {
     long none[2] = { 0, 0 }, r;
+    u8 size[4];
+    const char *cwd;
+    char **argv, **env;
     sys(setsid, 0, 0, 0);
     sys(dup3, in, 0, 0), sys(dup3, out, 1, 0), sys(dup3, err, 2, 0);
+    if (!read_all(request, size, 4) || !read_all(request, incoming, get32(size))) sys(exit_group, 1, 0, 0);
+    parse(incoming, get32(size), &cwd, &argv, &env);
     sys4(rt_sigprocmask, SIG_SETMASK, none, 0, 8);
     if (*cwd && (r = sys(chdir, cwd, 0, 0)) < 0) {
         complain("cannot change to", cwd, r);
@@ -183,48 +242,67 @@ static void child(int in, int out, int err, const char *cwd, char **argv, char *
     execute(argv, env);
 }
 
-/* Payload: u32 number of arguments, u32 number of variables, then cwd, arguments and NAME=value, each with NUL. */
-static const char *start(struct command *c, u8 *p, u32 n)
+static const char *fork_spare(void)
 {
-    static char *strings[MAX_STRINGS + 2];
-    int in[2], out[2], err[2];
-    u32 argc, envc, at = 8, count = 0;
-    if (n < 9 || p[n - 1]) return "malformed SPAWN frame";
-    argc = get32(p), envc = get32(p + 4);
-    if (!argc || argc + (ulong)envc > MAX_STRINGS / 2) return "too many arguments";
-    const char *cwd = (char *)p + at;
-    at += (u32)length(cwd) + 1;
-    for (; count < argc + envc && at < n; count++) {
-        /* one NULL after the arguments: the variables begin one place later */
-        strings[count + (count >= argc)] = (char *)p + at;
-        at += (u32)length((char *)p + at) + 1;
-    }
-    if (count != argc + envc) return "malformed SPAWN frame";
-    strings[argc] = 0;
-    char **env = strings + argc + 1;
-    for (char **mine = environment; *mine && count < MAX_STRINGS; mine++) { /* ours, unless the host set its own */
-        ulong name = 0;
-        while ((*mine)[name] && (*mine)[name] != '=') name++;
-        u32 i = 0;
-        while (i < envc && !(starts(env[i], *mine, name) && env[i][name] == '=')) i++;
-        if (i == envc) env[count++ - argc] = *mine;
-    }
-    env[count - argc] = 0;
-    if (sys(pipe2, in, O_CLOEXEC, 0) < 0 || sys(pipe2, out, O_CLOEXEC, 0) < 0 || sys(pipe2, err, O_CLOEXEC, 0) < 0)
-        return "no pipe";
-    sys(fcntl, out[1], F_SETPIPE_SZ, 1 << 18); /* fewer switches on big output; refused quotas do not matter */
+    int pipes[4][2]; /* request, in, out, err */
+    for (int i = 0; i < 4; i++)
+        if (sys(pipe2, pipes[i], O_CLOEXEC, 0) < 0) {
+            while (i--) sys(close, pipes[i][0], 0, 0), sys(close, pipes[i][1], 0, 0);
+            return "no pipe";
+        }
+    sys(fcntl, pipes[2][1], F_SETPIPE_SZ, 1 << 18); /* fewer switches on big output; refused quotas do not matter */
     long pid = syscall6(SYS_clone, SIGCHLD, 0, 0, 0, 0, 0);
-    if (pid == 0) child(in[0], out[1], err[1], cwd, strings, env);
-    sys(close, in[0], 0, 0), sys(close, out[1], 0, 0), sys(close, err[1], 0, 0);
+    int theirs[4] = { pipes[0][0], pipes[1][0], pipes[2][1], pipes[3][1] };
+    int ours[4] = { pipes[0][1], pipes[1][1], pipes[2][0], pipes[3][0] };
+    if (pid == 0) {
+        for (int i = 0; i < 4; i++) sys(close, ours[i], 0, 0); /* or it would not notice our end */
+        child(theirs[0], theirs[1], theirs[2], theirs[3]);
+    }
+    for (int i = 0; i < 4; i++) sys(close, theirs[i], 0, 0);
+    spare.pid = (int)pid, spare.request = ours[0], spare.in = ours[1], spare.out = ours[2], spare.err = ours[3];
     if (pid < 0) {
-        sys(close, in[1], 0, 0), sys(close, out[0], 0, 0), sys(close, err[0], 0, 0);
+        forget_spare();
         return "cannot fork: out of memory or processes";
     }
-    sys(fcntl, in[1], F_SETFL, O_NONBLOCK), sys(fcntl, out[0], F_SETFL, O_NONBLOCK);
-    sys(fcntl, err[0], F_SETFL, O_NONBLOCK);
-    c->pid = (int)pid, c->in = in[1], c->out = out[0], c->err = err[0];
-    c->in_ends = 0, c->in_start = c->in_len = 0;
+    for (int i = 0; i < 4; i++) sys(fcntl, ours[i], F_SETFL, O_NONBLOCK);
     return 0;
+}
+
+/* Whether the spare process has taken its command; the pipe may hold less than the longest one. */
+static int request(u8 *p, u32 n)
+{
+    u8 size[4];
+    put32(size, n);
+    for (u32 at = 0, all = n + 4; at < all;) {
+        long w = at < 4 ? sys(write, spare.request, size + at, 4 - at) : sys(write, spare.request, p + at - 4, all - at);
+        if (w == -EAGAIN) {
+            struct pollfd room = { spare.request, POLLOUT, 0 };
+            struct timespec patience = { 1, 0 };
+            if (sys4(ppoll, &room, 1, &patience, 0) == 0) return 0; /* somebody has stopped it */
+        } else if (w != -EINTR) {
+            if (w <= 0) return 0;
+            at += (u32)w;
+        }
+    }
+    return 1;
+}
+
+static const char *start(struct command *c, u8 *p, u32 n)
+{
+    const char *cwd, *why = parse(p, n, &cwd, &(char **){ 0 }, &(char **){ 0 });
+    for (int tries = 0; !why && tries < 2; tries++) {
+        if (!spare.pid && (why = fork_spare())) break;
+        if (request(p, n)) {
+            c->pid = spare.pid, c->in = spare.in, c->out = spare.out, c->err = spare.err;
+            c->in_ends = 0, c->in_start = c->in_len = 0;
+            close_fd(&spare.request);
+            spare.pid = 0;
+            return 0;
+        }
+        sys(kill, spare.pid, SIGKILL, 0); /* it was killed, or stopped, by somebody */
+        forget_spare();
+    }
+    return why ? why : "the process that was to become the command was killed";
 }
 
 static void spawn(u32 id, u8 *p, u32 n)
@@ -267,7 +345,8 @@ static void reap(void)
 {
     int status;
     long pid;
-    while ((pid = sys4(wait4, -1, &status, WNOHANG, 0)) > 0)
+    while ((pid = sys4(wait4, -1, &status, WNOHANG, 0)) > 0) {
+        if (pid == spare.pid) forget_spare();
         for (int i = 0; i < MAX_COMMANDS; i++) if (commands[i].pid == pid) {
             struct command *c = &commands[i];
             close_fd(&c->in), drain(c, &c->out, STDOUT), drain(c, &c->err, STDERR);
@@ -275,6 +354,7 @@ static void reap(void)
             c->pid = 0;
             send_frame(EXIT, c->id, 8);
         }
+    }
 }
 
 static void feed(struct command *c)
@@ -331,6 +411,23 @@ static void hello(u8 *nonce, u32 n)
     send_frame(HELLO, HELLO_ID, n + 4);
 }
 
+/* Payload: u64 seconds and u64 nanoseconds since 1970, then random bytes. A clone of a snapshot has the clock and the
+ * random numbers of its moment: set the one, and stir the other so that no two clones draw the same. */
+static void wake(u32 id, u8 *p, u32 n)
+{
+    static struct { int bits, size; u8 bytes[256]; } pool;
+    struct timespec now;
+    memcpy(&now, p, 16);
+    pool.size = (int)(n - 16), pool.bits = 8 * pool.size;
+    memcpy(pool.bytes, p + 16, n - 16);
+    long random = sys(openat, AT_FDCWD, "/dev/urandom", O_RDWR | O_CLOEXEC), r = random;
+    if (r >= 0) r = sys(ioctl, random, RNDADDENTROPY, &pool);
+    if (r >= 0) r = sys(ioctl, random, RNDRESEEDCRNG, 0);
+    sys(close, random, 0, 0);
+    put32(outgoing + 12, (u32)-r), put32(outgoing + 16, (u32)-sys(clock_settime, 0, &now, 0));
+    send_frame(WAKE, id, 8);
+}
+
 static void handle(u32 type, u32 id, u8 *p, u32 n)
 {
     struct command *c;
@@ -338,6 +435,7 @@ static void handle(u32 type, u32 id, u8 *p, u32 n)
     case HELLO: if (n == 16) hello(p, n); break;
     case SPAWN: spawn(id, p, n); break;
     case PING: send_frame(PING, id, 0); break;
+    case WAKE: if (n > 16 && n <= 16 + 256) wake(id, p, n); break;
     case STDIN: take_input(id, p, n); break;
     case KILL: if ((c = find(id)) && n == 4) signal_command(c, get32(p)); break;
     }
@@ -355,7 +453,7 @@ static u32 seek_hello(u32 at)
 
 static int sent_by_host(u32 type)
 {
-    return type == HELLO || type == SPAWN || type == STDIN || type == KILL || type == PING;
+    return type == HELLO || type == SPAWN || type == STDIN || type == KILL || type == PING || type == WAKE;
 }
 
 /* Whether there was something. */
@@ -389,7 +487,7 @@ static void serve(void)
     int signals = (int)sys4(signalfd4, -1, &child_ended, 8, O_CLOEXEC | O_NONBLOCK);
     int away = 0; /* the host's end is closed: poll would return at once, so look again after a pause */
     for (;;) {
-        u32 count = 2;
+        u32 count = 2, running = 0;
         struct timespec pause = { 0, 50000000 }; /* each time anew: the kernel writes what was left of it into it */
         fds[0] = (struct pollfd){ away ? -1 : port, POLLIN, 0 };
         fds[1] = (struct pollfd){ signals, POLLIN, 0 };
@@ -399,7 +497,9 @@ static void serve(void)
             fds[count++] = (struct pollfd){ c->out, POLLIN, 0 };
             fds[count++] = (struct pollfd){ c->err, POLLIN, 0 };
             fds[count++] = (struct pollfd){ c->in_len ? c->in : -1, POLLOUT, 0 };
+            running++;
         }
+        if (!running && !spare.pid) fork_spare();
         sys4(ppoll, fds, count, away ? &pause : 0, 0);
         away = (fds[0].revents & (POLLHUP | POLLERR)) != 0;
         u32 at = 2;

@@ -18,7 +18,7 @@ WAYS = [("linux-x86_64", "console"), ("linux-x86_64-qga", "qga")]
 def other(request: pytest.FixtureRequest, boot: Boot) -> vmtest.Guest:
     """A guest whose commands take another way than the agent."""
     image, channel = request.param
-    guest = boot(image, channel=channel)
+    guest = boot(image, channel=channel, cold=channel != "agent")
     assert guest.channel == channel
     return guest
 
@@ -55,7 +55,7 @@ def test_timeout_panic_and_reboot(other: vmtest.Guest) -> None:
 
 def test_console_output_survives_printk(boot: Boot) -> None:
     """Kernel messages in the middle of a command's output do not change a byte of what the console channel returns."""
-    guest = boot(channel="console")
+    guest = boot(channel="console", cold=True)
     data = os.urandom(20_000)
     noise = '(i=0; while [ $i -lt 60 ]; do echo "<1>noise $i" > /dev/kmsg; usleep 20000; i=$((i+1)); done) & '
     assert guest.run(noise + "cat", input=data).stdout_bytes == data
@@ -67,7 +67,7 @@ def test_console_output_survives_printk(boot: Boot) -> None:
 def test_other_architectures_over_the_console(boot: Boot) -> None:
     """The console channel works on the other architectures' UARTs."""
     for image in ("linux-aarch64", "linux-riscv64"):
-        guest = boot(image, channel="console")
+        guest = boot(image, channel="console", cold=True)
         assert guest.run("uname -m").stdout.strip() == guest.machine.arch
         assert guest.run("exit 5").exit_code == 5
 

@@ -48,11 +48,11 @@ def test_stopped_qemu_times_out(guest: vmtest.Guest) -> None:
 def test_kernel_without_the_agents_drivers(boot: Boot) -> None:
     """Where the kernel cannot have the agent, `auto` falls back to the console, visibly, and `agent` says why."""
     blocked = "initcall_blacklist=virtio_console_init module_blacklist=virtio_console"
-    guest = boot(append=blocked)
+    guest = boot(append=blocked, cold=True)
     assert guest.channel == "console"
     assert guest.run("echo out; echo err >&2; exit 3").exit_code == 3
     with pytest.raises(GuestError, match="its agent does not answer"):
-        boot(append=blocked, channel="agent", boot_timeout=20)
+        boot(append=blocked, channel="agent", boot_timeout=20, cold=True)
 
 
 def test_full_disk_is_told(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_full_disk_is_told(tmp_path: Path) -> None:
         saved, tempfile.tempdir = tempfile.tempdir, str(full)
         try:
             with pytest.raises(HostError, match=str(full)):
-                vmtest.boot()
+                vmtest.boot(cold=True)
         finally:
             tempfile.tempdir = saved
     finally:

@@ -115,7 +115,7 @@ def test_context_manager_leaves_nothing(tmp_path: Path) -> None:
         guest.console.expect_exact("vmtest-init: ready")
         guest.run("false").check()
     assert not psutil.pid_exists(guest.pid)
-    assert not guest._workdir.path.exists()
+    assert not guest._life.workdir.path.exists()
     assert b"vmtest-init: ready" in (tmp_path / "logs" / "console.log").read_bytes()
     guest.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 from importlib.metadata import version
 
@@ -18,6 +19,7 @@ COMMANDS = {
     "list": "vmtest.cli.list",
     "doctor": "vmtest.cli.doctor",
     "image": "vmtest.cli.image",
+    "snapshot": "vmtest.cli.snapshot",
 }
 
 
@@ -49,8 +51,14 @@ def vmtest() -> None:
     """
 
 
+def _shown(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as people read it: without the line of our source that gave it."""
+    print(f"vmtest: warning: {message}", file=sys.stderr)
+
+
 def main() -> None:
     """The console script. Exits with the sub-command's code; 2 for any error of ours, 130 for Ctrl-C."""
+    warnings.showwarning = _shown
     try:
         code = vmtest.main(prog_name="vmtest", standalone_mode=False)
     except click.ClickException as error:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from vmtest import config
+from vmtest.errors import UsageError
 from vmtest.model.options import OPTIONS
 from vmtest.model.spec import GuestSpec
 
@@ -20,8 +21,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 def guest_options(function: F) -> F:
     """Add the rows of OPTIONS and ``--qemu-arg`` to a command; their values go to ``spec_of``."""
     for option in reversed(OPTIONS):
-        if option.off:
-            decorate = click.option(f"--{option.flag}", option.field, is_flag=True, default=None, help=option.help)
+        if option.gives is not None:
+            decorate = click.option(
+                f"--{option.flag}", option.field, flag_value=option.gives, type=bool, default=None, help=option.help
+            )
         else:
             decorate = click.option(f"--{option.flag}", option.field, metavar=option.metavar, help=option.help)
         function = decorate(function)
@@ -33,8 +36,7 @@ def guest_options(function: F) -> F:
 
 def spec_of(guest: str | None, said: dict[str, Any]) -> GuestSpec:
     """The spec of the guest of that name (declared in the project, or an image) with the options laid over it."""
-    for option in OPTIONS:
-        if option.off and said[option.field]:
-            said[option.field] = False
     said["qemu_args"] = said["qemu_args"] or None
+    if said["snapshot"] and guest:
+        raise UsageError(f"--from {said['snapshot']} says which guest it is", hint=f"leave out {guest!r}")
     return GuestSpec.parse(said, where="the command line").over(config.find(Path.cwd()).spec(guest))

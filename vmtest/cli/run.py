@@ -5,19 +5,25 @@ from __future__ import annotations
 import math
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmtest.cli.options import guest_options, spec_of
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from vmtest.guest import Guest
+    from vmtest.model.observation import Result
+    from vmtest.model.spec import GuestSpec
+
+__all__ = ["WithCommand", "run", "run_shown"]
 
 
-class _WithCommand(click.Command):
+class WithCommand(click.Command):
     """Everything after the first ``--`` is the guest's command, whatever it looks like."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, for what comes before the ``--``."""
         if "--" in args:
             at = args.index("--")
             args, ctx.meta["command"] = args[:at], args[at + 1 :]
@@ -28,10 +34,11 @@ class _WithCommand(click.Command):
             raise click.UsageError(f"{error.format_message()} The guest's command goes after --.", ctx) from None
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """As click's, with the command."""
         return [*super().collect_usage_pieces(ctx), "-- COMMAND…"]
 
 
-@click.command(cls=_WithCommand)
+@click.command(cls=WithCommand)
 @click.argument("guest", required=False)
 @click.option("-i", "--stdin", "stdin", is_flag=True, help="give the command this process's standard input")
 @guest_options
@@ -62,13 +69,17 @@ def run(ctx: click.Context, /, guest: str | None, stdin: bool, **said: Any) -> i
     with shown() as progress:
         started = boot(spec, progress=progress)
     with started:
-        result = started.run(
-            command[0] if len(command) == 1 else command,
-            input=data,
-            stream=_write,
-            timeout=None if spec.timeout else math.inf,
-        )
-    return result.exit_code
+        return run_shown(started, command, spec, data).exit_code
+
+
+def run_shown(guest: Guest, command: list[str], spec: GuestSpec, data: bytes | None = None) -> Result:
+    """Run the command of a command line in a guest, and show what it writes as it comes."""
+    return guest.run(
+        command[0] if len(command) == 1 else command,
+        input=data,
+        stream=_write,
+        timeout=None if spec.timeout else math.inf,
+    )
 
 
 def _write(stream: str, data: bytes) -> None:

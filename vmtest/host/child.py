@@ -7,12 +7,11 @@ import resource
 import select
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from vmtest.deadline import Deadline
-from vmtest.host.system import guarded
+from vmtest.host.system import guarded, process_cpu_seconds
 
 __all__ = ["Child", "running"]
 
@@ -46,9 +45,7 @@ class Child:
 
     def cpu_seconds(self) -> float:
         """The CPU time that all its threads, guest code included, have used so far."""
-        # clock_getcpuclockid(3) as the kernel defines it (include/linux/posix-timers_types.h): the process number
-        # inverted, and CPUCLOCK_SCHED. In ns, where /proc/PID/stat has ticks of 10 ms.
-        return time.clock_gettime((~self._process.pid << 3) | 2)
+        return process_cpu_seconds(self._process.pid)
 
     def errors(self) -> str:
         """The first 4 KiB of its standard error so far: QEMU's first words name the cause."""

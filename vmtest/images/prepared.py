@@ -58,7 +58,7 @@ def prepare(image: Image, *, progress: Progress = SILENT, update: bool = False) 
             # The other process may just have built it; of a damaged entry the user has been told above.
             entry = None if update else store.check(path, warn=False)
             if entry is None:
-                with store.building(image.name, key) as work:
+                with cache.building(path, image.name) as work:
                     # Here, since a boot of what is built needs neither tar nor http, whose import takes 50 ms.
                     from vmtest.images.build import build
 

@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from vmtest import cache
 __all__ = [
     "Entry",
     "FileRecord",
-    "building",
     "check",
     "entries",
     "entry_path",
@@ -101,29 +98,6 @@ def remove(name: str) -> int:
             freed += sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
             shutil.rmtree(path, ignore_errors=True)
     return freed
-
-
-@contextmanager
-def building(name: str, key: str) -> Iterator[Path]:
-    """A directory to build in, which becomes the entry when the block ends well, and is gone when it does not.
-
-    The caller holds the image's lock: whatever lies there under such a name belongs to a builder that was killed.
-    """
-    final = entry_path(name, key)
-    for stale in final.parent.glob(f".{name}@*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    work = final.with_name(f".{name}@{key}.{os.getpid()}")
-    work.mkdir(parents=True)
-    try:
-        yield work
-        retired = final.with_name(f".{name}@{key}.old")
-        if final.exists():
-            # A directory cannot be replaced in one step. Who looks in between waits for the lock.
-            final.rename(retired)
-        work.rename(final)
-        shutil.rmtree(retired, ignore_errors=True)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def write_manifest(work: Path, name: str, files: dict[str, FileRecord], origins: list[dict[str, str]]) -> None:

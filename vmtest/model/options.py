@@ -12,18 +12,18 @@ __all__ = ["OPTIONS", "Option"]
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """``field`` is GuestSpec's; ``flag`` the option's name without dashes; ``off`` says that giving it means False."""
+    """``field`` is GuestSpec's; ``flag`` the option's name without dashes, the field's if "". An option without a value
+    ``gives`` True or False.
+    """
 
     field: str
     metavar: str
     help: str
-    off: bool = False
+    flag: str = ""
+    gives: bool | None = None
 
-    @property
-    def flag(self) -> str:
-        """The name of the option: "timeout-scale", "no-trim"."""
-        name = self.field.replace("_", "-")
-        return f"no-{name}" if self.off else name
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flag", self.flag or self.field.replace("_", "-"))
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -43,7 +43,8 @@ OPTIONS: tuple[Option, ...] = (
         field="trim",
         metavar="",
         help="leave out what the guest's kernel command line has only to boot faster (see image.toml)",
-        off=True,
+        flag="no-trim",
+        gives=False,
     ),
     Option(field="memory", metavar="SIZE", help="memory in MiB, or as in 2G"),
     Option(field="smp", metavar="N", help="number of CPUs"),
@@ -55,6 +56,21 @@ OPTIONS: tuple[Option, ...] = (
         field="channel",
         metavar="WAY",
         help=f"how commands reach the guest: {', '.join(Channel)} (auto: the agent if there is one, else the console)",
+    ),
+    Option(
+        field="cold",
+        metavar="",
+        help="boot each guest, instead of cloning one that was booted once and kept as a template",
+        gives=True,
+    ),
+    Option(
+        field="snapshot",
+        metavar="NAME",
+        help="begin in the state of this snapshot (vmtest snapshot list)",
+        flag="from",
+    ),
+    Option(
+        field="hostname", metavar="NAME", help="the guest's host name; with it a machine-id of its own, if it has any"
     ),
     Option(field="boot_timeout", metavar="SECONDS", help="how long a guest may take until it answers (120)"),
     Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from vmtest.model.machine import Channel
 __all__ = ["DEFAULT_GUEST", "GuestSpec", "Said"]
 
 DEFAULT_GUEST = "linux-x86_64"
+_NOT_SAVED = ("image", "qemu", "hostname", "boot_timeout", "timeout", "timeout_scale")
 
 
 class Said(TypedDict, total=False):
@@ -36,6 +38,9 @@ class Said(TypedDict, total=False):
     channel: Channel | str | None
     qemu: str | None
     qemu_args: Sequence[str] | None
+    cold: bool | None
+    snapshot: str | None
+    hostname: str | None
     boot_timeout: float | None
     timeout: float | None
     timeout_scale: float | None
@@ -50,7 +55,8 @@ class GuestSpec:
     line. ``trim`` False leaves out what the image has on it only to boot faster. ``memory`` is in MiB. ``nic`` is a
     netdev back-end ("user"); by default a guest has no network. ``channel`` says how commands reach the guest.
     ``boot_timeout`` and ``timeout`` (of a command or an expect) are in seconds, before ``timeout_scale`` multiplies
-    them. ``qemu_args`` are added to QEMU's command line.
+    them. ``qemu_args`` are added to QEMU's command line. A guest is a clone of a template that was booted once, unless
+    ``cold``; or of the named ``snapshot``. ``hostname`` gives it that name, and a machine-id of its own.
     """
 
     image: str | None = None
@@ -69,12 +75,20 @@ class GuestSpec:
     channel: Channel | None = None
     qemu: str | None = None
     qemu_args: tuple[str, ...] | None = None
+    cold: bool | None = None
+    snapshot: str | None = None
+    hostname: str | None = None
     boot_timeout: float | None = None
     timeout: float | None = None
     timeout_scale: float | None = None
 
     def over(self, below: GuestSpec) -> GuestSpec:
-        """This spec laid over another: what this one leaves open is taken from the one below; ``append`` adds up."""
+        """This spec laid over another: what this one leaves open is taken from the one below; ``append`` adds up.
+
+        A snapshot says all of a machine: of what lies below it only what is not about the machine remains.
+        """
+        if self.snapshot is not None:
+            below = GuestSpec(**{name: getattr(below, name) for name in _NOT_SAVED})
         said = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
         if self.append and below.append:
             said["append"] = f"{below.append} {self.append}"
@@ -110,6 +124,12 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError
     return value
+
+
+def _host(value: object) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", _text(value)):
+        raise ValueError
+    return _text(value)
 
 
 def _whole(value: object) -> int:
@@ -155,11 +175,12 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 _KINDS: dict[Any, tuple[str, list[str]]] = {
-    _text: ("a text", ["image", "arch", "accel", "machine", "cpu", "append", "nic", "qemu"]),
+    _text: ("a text", ["image", "arch", "accel", "machine", "cpu", "append", "nic", "qemu", "snapshot"]),
     _mebibytes: ("a size in MiB, such as 512 or '2G'", ["memory"]),
     _whole: ("a whole number of at least 1", ["smp"]),
     _path: ("a path", ["kernel", "initrd", "disk"]),
-    _truth: ("true or false", ["trim"]),
+    _truth: ("true or false", ["trim", "cold"]),
+    _host: ("a host name: at most 64 letters, digits, '-' and '.'", ["hostname"]),
     Channel: (f"one of {', '.join(Channel)}", ["channel"]),
     _texts: ("a list of texts", ["qemu_args"]),
     _seconds: ("a positive number", ["boot_timeout", "timeout", "timeout_scale"]),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vmtest.errors import VmtestError
-from vmtest.pytest_plugin.fixtures import boot, guest
+from vmtest.pytest_plugin.fixtures import boot, guest, session_boot, template
+from vmtest.pytest_plugin.pooling import pytest_collection_finish, pytest_sessionfinish
 from vmtest.pytest_plugin.reporting import (
     pytest_report_header,
     pytest_runtest_makereport,
@@ -17,10 +18,14 @@ __all__ = [
     "boot",
     "guest",
     "pytest_addoption",
+    "pytest_collection_finish",
     "pytest_configure",
     "pytest_report_header",
     "pytest_runtest_makereport",
+    "pytest_sessionfinish",
     "pytest_terminal_summary",
+    "session_boot",
+    "template",
 ]
 
 MARKER = """guest(name, *, memory=..., smp=..., accel=..., kernel=..., append=..., channel=..., ...): \

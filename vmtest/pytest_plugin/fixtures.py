@@ -1,4 +1,4 @@
-"""The fixtures: ``guest``, and ``boot`` for several guests or special ones."""
+"""The fixtures: ``guest``, ``boot`` for several guests or special ones, and what prepares a template of one's own."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol, Unpack
 import pytest
 
 from vmtest.errors import UsageError, VmtestError
-from vmtest.pytest_plugin.settings import SETTINGS
+from vmtest.pytest_plugin.pooling import pool_of
+from vmtest.pytest_plugin.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
     from vmtest.guest import Guest
     from vmtest.model.spec import Said
+    from vmtest.snapshots import Snapshot
 
-__all__ = ["GUESTS", "TOLD", "Boot", "boot", "guest"]
+__all__ = ["GUESTS", "TOLD", "Boot", "boot", "guest", "session_boot", "template"]
 
 GUESTS = pytest.StashKey[list["Guest"]]()
 """The guests that a test has booted, on its item: for its reports."""
@@ -42,34 +44,93 @@ def boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     settings = request.config.stash[SETTINGS]
     guests: list[Guest] = request.node.stash.setdefault(GUESTS, [])
     logs = _logs_directory(request, settings.artifacts, tmp_path_factory)
+    properties = request.node.user_properties
 
+    def started(guest: Guest) -> None:
+        properties.append(("vm_accel", guest.accel))
+        properties.append(("vm_qemu", guest.qemu_version))
+
+    pool = pool_of(request.config)
+    try:
+        yield _booter(settings, guests, logs, started)
+    finally:
+        for guest in guests:
+            guest.close()
+        if pool is not None and pool.shortage:
+            properties.append(("vm_note", pool.shortage))
+
+
+@pytest.fixture(scope="session")
+def session_boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
+    """As ``boot``, for fixtures of session scope: each guest ends with the session."""
+    guests: list[Guest] = []
+    try:
+        yield _booter(
+            request.config.stash[SETTINGS], guests, lambda number: tmp_path_factory.mktemp("session-guest"), _nothing
+        )
+    finally:
+        for guest in guests:
+            guest.close()
+
+
+@pytest.fixture(scope="session")
+def template() -> Iterator[Callable[[Guest], Snapshot]]:
+    """``template(guest)``: a guest that was prepared (packages installed, logged in) becomes the parent of every clone
+    that follows: each later ``guest`` of the same machine begins in its present state. For a fixture of session scope:
+
+        @pytest.fixture(scope="session", autouse=True)
+        def prepared(session_boot, template):
+            guest = session_boot()
+            guest.push("selftests", "/opt")
+            template(guest)
+            guest.close()
+    """
+    from vmtest.booting import forget_templates, make_template
+    from vmtest.workdir import Workdir
+
+    directories: list[Workdir] = []
+
+    def make(guest: Guest) -> Snapshot:
+        directories.append(Workdir())
+        directory = directories[-1].path
+        return make_template(guest, directory / directory.name)
+
+    try:
+        yield make
+    finally:
+        forget_templates()
+        for directory in directories:
+            directory.remove()
+
+
+def _nothing(guest: Guest) -> None:
+    pass
+
+
+def _booter(
+    settings: Settings, guests: list[Guest], logs: Callable[[int], Path], started: Callable[[Guest], None]
+) -> Boot:
     def boot(name: str | None = None, *, wait: bool = True, **said: Unpack[Said]) -> Guest:
         __tracebackhide__ = True
         from vmtest.booting import boot as boot_it
 
-        spec = settings.spec(name, said, where="boot()")
-        started = boot_it(spec, wait=False, logs=logs(len(guests)))
-        started.name = name or settings.name or settings.project.default
-        guests.append(started)
-        (started.logs / "command-line.txt").write_text(started.command_line + "\n", errors="surrogateescape")
-        request.node.user_properties.append(("vm_accel", started.accel))
-        request.node.user_properties.append(("vm_qemu", started.qemu_version))
-        if wait:
-            started.wait_up()
-        return started
+        def begun(guest: Guest) -> None:
+            guest.name = name or settings.name or settings.project.default
+            guests.append(guest)
+            (guest.logs / "command-line.txt").write_text(guest.command_line + "\n", errors="surrogateescape")
+            started(guest)
 
-    try:
-        yield boot
-    finally:
-        for started in guests:
-            started.close()
+        return boot_it(settings.spec(name, said, where="boot()"), wait=wait, logs=logs(len(guests)), started=begun)
+
+    return boot
 
 
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, boot: Boot) -> Guest:
-    """A fresh guest (vmtest.Guest), ended with the test: ``assert guest.run("uname -s").stdout == "Linux\\n"``.
+    """A pristine guest (vmtest.Guest), ended with the test: ``assert guest.run("uname -s").stdout == "Linux\\n"``.
     Which one: ``--vm-guest`` and the other ``--vm-`` options, ``@pytest.mark.guest("linux-aarch64", memory=512)``,
-    or ``guest = "NAME"`` in [tool.vmtest]; else linux-x86_64.
+    or ``guest = "NAME"`` in [tool.vmtest]; else linux-x86_64. It is a clone of one that was booted once (``--vm-cold``
+    or ``@pytest.mark.guest(cold=True)`` boots it anew).
     """
     marker = request.node.get_closest_marker("guest")
     args: tuple[Any, ...] = marker.args if marker else ()

@@ -79,6 +79,8 @@ FAILED = pytest.StashKey[bool]()
 def _about(guest: Guest, *, brief: bool) -> str:
     """The section of a guest in a failed test's report; brief where the error's own text has the evidence."""
     parts = [f"QEMU {guest.qemu_version}, accelerator {guest.accel}", f"whole console log: {guest.console.log_path}"]
+    if guest.origin:
+        parts.insert(1, f"{guest.origin}; --vm-cold boots it anew")
     if not brief:
         parts += [f"QEMU command line: {guest.command_line}", "console tail:", guest.console.tail_text() or "(nothing)"]
     parts += [f"kernel report: {report.title}" for report in guest.reports]
@@ -88,12 +90,17 @@ def _about(guest: Guest, *, brief: bool) -> str:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say once which accelerators ran: under xdist as well, where no process but the workers' boots guests."""
     used: dict[str, int] = {}
+    notes: dict[str, None] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
             if getattr(report, "when", "") == "call":
                 for name, value in report.user_properties:
                     if name == "vm_accel":
                         used[value] = used.get(value, 0) + 1
+            if getattr(report, "when", "") == "teardown":
+                notes.update((value, None) for name, value in report.user_properties if name == "vm_note")
     if used:
         counts = ", ".join(f"{count} under {accel}" for accel, count in sorted(used.items()))
         terminalreporter.write_line(f"vmtest: guests booted: {counts}")
+    for note in notes:
+        terminalreporter.write_line(f"vmtest: {note}")

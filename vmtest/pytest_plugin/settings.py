@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmtest import config as project
-from vmtest.errors import HostError
+from vmtest.errors import HostError, UsageError
 from vmtest.model.options import OPTIONS
 from vmtest.model.spec import GuestSpec
 
@@ -24,7 +24,8 @@ __all__ = ["SETTINGS", "Settings", "add_options", "read_settings"]
 class Settings:
     """``name`` is the default guest's; ``ini`` and ``given`` what the ini file and the command line say of all guests.
 
-    ``artifacts`` is where logs are kept, None for pytest's own temporary directory.
+    ``artifacts`` is where logs are kept, None for pytest's own temporary directory. ``pool`` is how many clones all
+    workers together keep ready, None for what cores and memory allow.
     """
 
     project: project.Config
@@ -32,6 +33,7 @@ class Settings:
     ini: GuestSpec
     given: GuestSpec
     artifacts: Path | None
+    pool: int | None
 
     def spec(self, name: str | None, said: Mapping[str, object], *, where: str) -> GuestSpec:
         """What a test gets: command line over marker or call over the guest's declaration over the ini file."""
@@ -46,6 +48,11 @@ _GUEST = (
 )
 _ARTIFACTS = "keep the console logs and QEMU's command lines of all tests in this directory (of failed ones by default)"
 
+_POOL = (
+    "keep N clones ready, restored and paused, so that a test has its guest at once (auto: one a core, if there is "
+    "memory; 0: none); workers of pytest-xdist share them"
+)
+
 
 def add_options(parser: pytest.Parser) -> None:
     """Add ``--vm-NAME`` for each row of OPTIONS, and the ini option ``vm_name`` of the same meaning."""
@@ -54,12 +61,14 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("vm_guest", f"as --vm-guest: {_GUEST}")
     for option in OPTIONS:
         flag, dest = f"--vm-{option.flag}", f"vm_{option.field}"
-        if option.off:
-            group.addoption(flag, action="store_const", const=False, dest=dest, help=option.help)
-            parser.addini(dest, f"false: as {flag}", type="bool", default=True)
+        if option.gives is not None:
+            group.addoption(flag, action="store_const", const=option.gives, dest=dest, help=option.help)
+            parser.addini(dest, f"{str(option.gives).lower()}: as {flag}", type="bool", default=not option.gives)
         else:
             group.addoption(flag, metavar=option.metavar, dest=dest, help=option.help)
             parser.addini(dest, f"as {flag}: {option.help}")
+    group.addoption("--vm-pool", metavar="N", help=_POOL)
+    parser.addini("vm_pool", f"as --vm-pool: {_POOL}")
     group.addoption("--vm-artifacts", metavar="DIR", help=_ARTIFACTS)
     parser.addini("vm_artifacts", f"as --vm-artifacts: {_ARTIFACTS}")
 
@@ -67,7 +76,12 @@ def add_options(parser: pytest.Parser) -> None:
 def read_settings(config: pytest.Config) -> Settings:
     """What was said. Raises UsageError for what cannot be, before any test runs."""
     given = {o.field: value for o in OPTIONS if (value := config.getoption(f"vm_{o.field}")) is not None}
-    ini = {o.field: value for o in OPTIONS if (value := config.getini(f"vm_{o.field}")) not in ("", None, True)}
+    # An option that gives True or False is said where the ini file says that, and not the opposite, its default.
+    ini = {
+        o.field: value
+        for o in OPTIONS
+        if (value := config.getini(f"vm_{o.field}")) not in (("", None) if o.gives is None else (not o.gives,))
+    }
     artifacts = config.getoption("vm_artifacts") or config.getini("vm_artifacts")
     name = config.getoption("vm_guest")
     settings = Settings(
@@ -76,10 +90,20 @@ def read_settings(config: pytest.Config) -> Settings:
         ini=GuestSpec.parse(ini, where="the ini file", base=config.inipath.parent if config.inipath else None),
         given=GuestSpec.parse(given, where="the command line", base=config.invocation_params.dir),
         artifacts=config.invocation_params.dir / artifacts if artifacts else None,
+        pool=_pool(config.getoption("vm_pool") or config.getini("vm_pool")),
     )
     if (name or given) and not hasattr(config, "workerinput"):
         _check(settings)
     return settings
+
+
+def _pool(value: object) -> int | None:
+    """The size that --vm-pool says, None for what is measured. Raises UsageError."""
+    if value in (None, "", "auto"):
+        return None
+    if not str(value).isdecimal():
+        raise UsageError(f"--vm-pool: {value!r} is not a number of guests", hint="0 keeps none ready; auto, by default")
+    return int(str(value))
 
 
 def _check(settings: Settings) -> None:

@@ -15,6 +15,9 @@ the host's number for a command.
     EXIT        guest    u32 status, u32 signal (0 where it exited)
     REFUSED     guest    why the command could not be started
     PING        both     the guest answers with the same
+    WAKE        host     u64 seconds and u64 nanoseconds since 1970, and random bytes, at most 256: the guest sets its
+                         clock, and renews its random numbers with these
+                guest    u32 error number of the random numbers, u32 of the clock (0: done)
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 
 from vmtest.deadline import Deadline
 from vmtest.errors import GuestError, GuestGone, UsageError, VmtestError
@@ -38,13 +43,15 @@ from vmtest.qemu.verdict import Verdict
 
 __all__ = ["Agent"]
 
-HELLO, SPAWN, STDIN, KILL, STDIN_DONE, STDOUT, STDERR, EXIT, REFUSED, PING = range(1, 11)
+HELLO, SPAWN, STDIN, KILL, STDIN_DONE, STDOUT, STDERR, EXIT, REFUSED, PING, WAKE = range(1, 12)
 RESET = 0  # not of the protocol: put into a queue when the guest was reset
 STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
 HEADER = struct.Struct("<III")
 TWO = struct.Struct("<II")
+RANDOM = 64
+"""Bytes with which a guest renews its random numbers: twice what the kernel's generator holds."""
 HELLO_ID = 0x74736D76
-PROTOCOL = 1
+PROTOCOL = 2
 PAYLOAD = 1 << 16
 WINDOW = 1 << 16
 """Bytes of standard input that may be under way: what the guest keeps room for."""
@@ -132,16 +139,25 @@ class Agent:
         A HELLO that has not been answered yet is not said again: QEMU holds it until the guest opens its port.
         """
         if self._awaited is None:
-            nonce = os.urandom(16)
-            with self._changed:
-                self._awaited = HEADER.pack(HELLO, HELLO_ID, 20) + nonce
-                self._received.clear()
-                self._queues[HELLO_ID] = deque()
             try:
-                self._send(HELLO, HELLO_ID, nonce, deadline)
+                self._say_hello(deadline)
             except TimeoutError:
-                self._awaited = None
                 return False
+        return self._answered_hello(deadline)
+
+    def _say_hello(self, deadline: Deadline) -> None:
+        nonce = os.urandom(16)
+        with self._changed:
+            self._awaited = HEADER.pack(HELLO, HELLO_ID, 20) + nonce
+            self._received.clear()
+            self._queues[HELLO_ID] = deque()
+        try:
+            self._send(HELLO, HELLO_ID, nonce, deadline)
+        except TimeoutError:
+            self._awaited = None
+            raise
+
+    def _answered_hello(self, deadline: Deadline) -> bool:
         answer = self._next(HELLO_ID, deadline)
         if answer is None:
             return False
@@ -152,6 +168,32 @@ class Agent:
                 hint="build the image again: vmtest image rm NAME",
             )
         return True
+
+    def wake(self, go_on: Callable[[], None], deadline: Deadline, *, connected: bool) -> None:
+        """Have a guest that stands still begin with the time of now and new random numbers, before anything else that
+        is asked of it; ``go_on`` lets it run. Raises GuestError where it cannot, TimeoutError.
+        """
+        number = next(self._ids)
+        with self._changed:
+            self._queues[number] = deque()
+        try:
+            if not connected:
+                self._say_hello(deadline)
+            now = time.time_ns()
+            payload = struct.pack("<QQ", *divmod(now, 10**9)) + os.urandom(RANDOM)
+            self._send(WAKE, number, payload, deadline)
+            go_on()
+            if not connected and not self._answered_hello(deadline):
+                raise TimeoutError
+            frame = self._next(number, deadline)
+            if frame is None:
+                raise TimeoutError
+        finally:
+            with self._changed:
+                self._taken(sum(len(data) for _, data in self._queues.pop(number)))
+        for what, error in zip(("random numbers", "clock"), TWO.unpack(frame[1]), strict=True):
+            if error:
+                raise GuestError(f"the guest's {what} could not be set anew: {os.strerror(error)}")
 
     def forget(self) -> None:
         """The guest has been reset: whoever waits for a command gets GuestGone; ``connect`` begins anew."""

@@ -11,30 +11,52 @@ from vmtest.model.accel import accelerator
 from vmtest.model.arch import arch
 from vmtest.model.machine import Channel, Drive, Machine
 
-__all__ = ["AGENT_PORTS", "Wiring", "argv", "escape", "shown"]
+__all__ = ["AGENT_PORTS", "Ram", "Wiring", "argv", "escape", "shown"]
 
 AGENT_PORTS = {Channel.AGENT: "org.vmtest.agent", Channel.QGA: "org.qemu.guest_agent.0"}
 """The virtio-serial port by which the guest finds each kind of agent."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ram:
+    """The file that is a guest's memory. ``shared``: what the guest writes goes there; else it is the guest's own.
+
+    ``readonly`` opens it so, which QEMU before 9.0 cannot do for memory that is not shared. ``block`` is the name that
+    a state has for it where that is a machine type's own, "" for ours.
+    """
+
+    path: str
+    shared: bool
+    readonly: bool = False
+    block: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wiring:
     """What QEMU's character devices are connected to, each as ``-chardev`` takes it, without the id.
 
-    ``agent`` is None for a machine without a virtio-serial port.
+    ``agent`` is None for a machine without a virtio-serial port. ``ram`` is None for memory that is in no file. With
+    ``incoming`` the machine waits for a state that it is to have: what it would boot from is left out, since it would
+    only cost the memory and the time to load it.
     """
 
     console: str
     qmp: str | None
     agent: str | None
+    ram: Ram | None = None
+    incoming: bool = False
 
     @classmethod
-    def sockets(cls, *, console: int, qmp: int, agent: int | None) -> Wiring:
+    def sockets(
+        cls, *, console: int, qmp: int, agent: int | None, ram: Ram | None = None, incoming: bool = False
+    ) -> Wiring:
         """Inherited sockets, by file descriptor: nothing in the file system, nothing to clean up."""
         return cls(
             console=f"socket,fd={console}",
             qmp=f"socket,fd={qmp}",
             agent=None if agent is None else f"socket,fd={agent}",
+            ram=ram,
+            incoming=incoming,
         )
 
     @classmethod
@@ -59,12 +81,17 @@ def argv(machine: Machine, wiring: Wiring, *, binary: str = "", sandbox: bool = 
     if accel.name == "kvm" and row.machine_kvm and "smm=" not in kind:
         kind = f"{kind},{row.machine_kvm}"
     out = [binary or machine.qemu_binary, "-nodefaults", "-no-user-config", "-display", "none"]
+    if wiring.ram is not None:
+        out += ["-object", _memory(machine, wiring.ram)]
+        kind = f"{kind},memory-backend={wiring.ram.block or 'ram'}"
     out += ["-machine", kind, "-accel", ",".join([accel.name, *accel.properties])]
     out += ["-cpu", machine.cpu or accel.cpu or row.cpu]
     out += ["-m", f"{machine.memory}M", "-smp", str(machine.smp)]
     if machine.firmware:
         out += ["-bios", str(machine.firmware)]
-    if machine.kernel:
+    if wiring.incoming:
+        out += ["-incoming", "defer"]
+    elif machine.kernel:
         out += ["-kernel", str(machine.kernel)]
         if machine.initrd:
             out += ["-initrd", str(machine.initrd)]
@@ -92,6 +119,14 @@ def argv(machine: Machine, wiring: Wiring, *, binary: str = "", sandbox: bool = 
     if sandbox:
         out += ["-sandbox", SANDBOX]
     return (*out, *machine.extra)
+
+
+def _memory(machine: Machine, ram: Ram) -> str:
+    readonly = ",readonly=on,rom=off" if ram.readonly else ""
+    # Without this QEMU names the block after the object's path, and the state of a plain machine does not fit.
+    name = f"id={ram.block},x-use-canonical-path-for-ramblock-id=off" if ram.block else "id=ram"
+    file = f"mem-path={escape(ram.path)},share={_switch(ram.shared)}{readonly}"
+    return f"memory-backend-file,{name},size={machine.memory}M,{file}"
 
 
 def _chardev(name: str, backend: str) -> str:

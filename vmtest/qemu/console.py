@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import select
 import socket
 import threading
@@ -85,6 +86,29 @@ class Console:
         loop.call(self._listen)
 
     # -- reading, in the background thread ---------------------------------------------------------------------
+
+    def remember(self, data: bytes) -> None:
+        """Begin with what was printed before the guest became ours: logged, unread, and of what its tail shows."""
+        with self._changed:
+            self._log.write(data)
+            self._log.flush()
+            self._tail.append(data)
+            self._tail.trim(TAIL)
+            self._unread.append(data)
+            self._unread.trim(KEPT)
+            self._total += len(data)
+
+    def move_log(self, path: Path) -> None:
+        """Go on in another log file: what is in the present one is appended to it first."""
+        with self._changed:
+            self._log.move(path)
+            self.log_path = path
+
+    def transcript(self) -> bytes:
+        """All that the guest has printed, or the newest MiB of it."""
+        with self._changed, self.log_path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - KEPT))
+            return log.read()
 
     def _listen(self, running: asyncio.AbstractEventLoop) -> None:
         if not (self._eof or self._paused):  # either may have come since this was asked for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from io import FileIO
 from pathlib import Path
 
 from vmtest.errors import HostError
@@ -25,10 +26,7 @@ class ConsoleLog:
         self._size = 0
         self._held: list[bytes] = []
         self._held_size = 0
-        try:
-            self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise HostError(f"the console log {path} cannot be written: {error.strerror}") from error
+        self._file = _opened(path)
 
     def write(self, data: bytes) -> None:
         """Append ``data``: to the file at the next ``flush``, or when a MiB has come together."""
@@ -57,6 +55,18 @@ class ConsoleLog:
         except (OSError, ValueError) as error:
             self.error = str(error)
 
+    def move(self, path: Path) -> None:
+        """Append it to the file ``path`` and go on there. Raises HostError if that cannot be written."""
+        self.flush()
+        before = self.path
+        self._file.close()
+        data = before.read_bytes()
+        before.unlink()
+        self.path, self._file = path, _opened(path)
+        self.write(data)
+        self._size -= len(data)
+        self.flush()
+
     def close(self) -> None:
         """Write what is held and close the file; a second time does nothing."""
         if not self._file.closed:
@@ -65,3 +75,10 @@ class ConsoleLog:
 
     def __str__(self) -> str:
         return f"{self.path}, which ends early: {self.error}" if self.error else str(self.path)
+
+
+def _opened(path: Path) -> FileIO:
+    try:
+        return path.open("ab", buffering=0)
+    except OSError as error:
+        raise HostError(f"the console log {path} cannot be written: {error.strerror}") from error

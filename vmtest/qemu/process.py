@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from vmtest.deadline import Deadline
 from vmtest.errors import HostError
-from vmtest.host.system import guarded
+from vmtest.host.system import guarded, process_cpu_seconds
 from vmtest.qemu import loop
 
 __all__ = ["Process", "how_it_ended"]
@@ -43,7 +43,7 @@ class Process:
         pass_fds: Sequence[int] = (),
         on_exit: Callable[[int], None] = lambda code: None,
     ) -> None:
-        """Start ``command``, its standard error going to the file ``stderr``. Raises HostError if it cannot.
+        """Start ``command``, its standard error appended to the file ``stderr``. Raises HostError if it cannot.
 
         ``environment`` is added to ours; ``pass_fds`` are the descriptors that it inherits under the same numbers.
         """
@@ -64,7 +64,7 @@ class Process:
         if protected == command:  # a probe may run without it; a guest has no deadline that would end it
             raise HostError("setpriv is missing", hint="install it: apt-get install -y util-linux")
         try:
-            stderr = self.stderr_path.open("wb")
+            stderr = self.stderr_path.open("ab")
         except OSError as error:
             raise HostError(f"{self.stderr_path} cannot be written: {error.strerror}") from error
         with stderr:
@@ -106,6 +106,12 @@ class Process:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
             return file.read().decode(errors="replace")
         return ""
+
+    def cpu_seconds(self) -> float:
+        """The CPU time that all its threads, guest code included, have used so far; 0.0 once it has ended."""
+        with contextlib.suppress(OSError):
+            return process_cpu_seconds(self.pid)
+        return 0.0
 
     def wait(self, deadline: Deadline) -> int | None:
         """Wait until it has ended; its exit code, or None if the deadline came first."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vmtest.deadline import Deadline
@@ -60,6 +60,33 @@ class Qmp:
             return loop.run(self._client.execute(command, arguments or None), timeout)
         except Exception as error:
             raise QmpError(f"the QMP command {command} failed: {_reason(error)}") from None
+
+    def execute_all(self, commands: Sequence[tuple[str, Mapping[str, object]]], *, timeout: float = 30.0) -> None:
+        """Run commands one after another, all sent at once. Raises QmpError for the first that QEMU refuses."""
+
+        async def run() -> list[object]:
+            calls = (self._client.execute(name, arguments or None) for name, arguments in commands)
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        try:
+            answers = loop.run(run(), timeout)
+        except Exception as error:
+            raise QmpError(f"the QMP command {commands[0][0]} failed: {_reason(error)}") from None
+        for (name, _), answer in zip(commands, answers, strict=True):
+            if isinstance(answer, BaseException):
+                raise QmpError(f"the QMP command {name} failed: {_reason(answer)}")
+
+    def send_descriptor(self, descriptor: int, name: str) -> None:
+        """Give QEMU a copy of an open file, which it then knows by that name. Raises QmpError."""
+
+        async def send() -> object:
+            self._client.send_fd_scm(descriptor)
+            return await self._client.execute("getfd", {"fdname": name})
+
+        try:
+            loop.run(send(), 30)
+        except Exception as error:
+            raise QmpError(f"the QMP command getfd failed: {_reason(error)}") from None
 
     @property
     def closed(self) -> bool:

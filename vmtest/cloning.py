@@ -1,0 +1,282 @@
+"""Guests out of snapshots, and snapshots out of guests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from vmtest import cache
+from vmtest.deadline import Deadline
+from vmtest.errors import GuestError, QemuDied, SnapshotError
+from vmtest.host import Qemu, memory
+from vmtest.life import Life
+from vmtest.model.machine import Machine
+from vmtest.model.manner import Manner
+from vmtest.progress import SILENT, Progress
+from vmtest.qemu.argv import Ram
+from vmtest.qemu.qcow2 import set_backing
+from vmtest.snapshots import Disk, Snapshot, facts, key_of, store
+from vmtest.snapshots.snapshot import CONSOLE, RAM, STATE
+
+__all__ = ["clone", "save", "template"]
+
+READONLY = (9, 0, 0)
+"""The first QEMU that maps a file which it has opened read-only as memory that can be written (rom=off)."""
+SECONDS = 60.0
+"""What saving or restoring may take, before the time scale; usual are 10 ms, and a second a GiB of memory moved."""
+QUIET = 0.1
+QUIET_CPU = 0.05
+"""A guest has come to rest when QEMU used so small a part of so many seconds, and the console was silent."""
+RESTLESS = 10.0
+"""Seconds after which a guest that does not come to rest is taken as it is: some work always."""
+
+
+# -- out of snapshots ------------------------------------------------------------------------------------------------
+
+
+def clone(
+    snapshot: Snapshot, qemu: Qemu, manner: Manner, *, machine: Machine | None = None, logs: Path | None = None
+) -> Life:
+    """A new machine in the snapshot's state, paused. What it writes, to memory and disks, is its own.
+
+    ``machine`` is the snapshot's own, but for the accelerator. Raises SnapshotError with QEMU's own words.
+    """
+    memory.require(snapshot.machine.memory)
+    if not snapshot.untouched:
+        raise SnapshotError(f"the snapshot {snapshot.path} was changed or removed while it was in use")
+    ram = Ram(
+        path=f"/proc/self/fd/{snapshot.ram}",  # which stays the file that was checked, whatever becomes of its name
+        shared=False,
+        readonly=qemu.version >= READONLY,
+        block=snapshot.ram_block,
+    )
+    state = os.memfd_create("state", os.MFD_CLOEXEC)
+    try:
+        os.write(state, snapshot.state)
+        os.lseek(state, 0, os.SEEK_SET)
+        life = Life(
+            machine or snapshot.machine,
+            qemu,
+            manner,
+            logs=logs,
+            parent=snapshot,
+            ram=ram,
+            incoming=True,
+            inherited=(snapshot.ram, state),
+        )
+        try:
+            life.running.migration.load(state, Deadline(SECONDS * manner.timeout_scale))
+        except BaseException as error:
+            if isinstance(error, SnapshotError):
+                error.evidence |= {title: text for title, text in life.running.evidence().items() if text}
+            life.close()
+            raise
+    finally:
+        os.close(state)
+    return life
+
+
+# -- out of guests ---------------------------------------------------------------------------------------------------
+
+
+def template(
+    machine: Machine, qemu: Qemu, manner: Manner, *, logs: Path | None = None, progress: Progress = SILENT
+) -> Snapshot:
+    """The snapshot of that machine as it has just booted: out of the cache, or made now and kept there.
+
+    Two processes that want the same one make it once: the second waits. Raises what a boot raises, and SnapshotError
+    where the state cannot be saved.
+    """
+    known = facts(machine, qemu)
+    key = key_of(known)
+    path = store.template_path(key)
+    found = _opened(path)
+    if found is not None:
+        return found
+
+    def waiting() -> None:
+        progress.step(f"waiting for another process that boots {manner.name} for its template")
+
+    with cache.lock(store.locked(path), waiting=waiting):
+        found = _opened(path)
+        if found is None:
+            with _disk_errors(path), cache.building(path, key) as work:
+                store.room(work, machine.memory << 20)
+                progress.step(f"booting {manner.name} under {machine.accel}, for the template of its clones")
+                _boot_into(work, machine, qemu, manner, logs, known, key)
+                if logs is not None:  # they are told only if that fails; a clone begins with what was printed
+                    (logs / CONSOLE).unlink(missing_ok=True)
+            found = Snapshot(path)
+    return found
+
+
+def _opened(path: Path) -> Snapshot | None:
+    try:
+        return Snapshot(path)
+    except FileNotFoundError:
+        return None
+    except SnapshotError as error:
+        import logging
+
+        logging.getLogger("vmtest").warning("%s; it is made again", error.message)
+        return None
+
+
+def _boot_into(
+    work: Path, machine: Machine, qemu: Qemu, manner: Manner, logs: Path | None, known: dict[str, object], key: str
+) -> None:
+    ram = work / RAM
+    with ram.open("wb") as file:
+        file.truncate(machine.memory << 20)
+    life = Life(machine, qemu, manner, logs=logs, disks=work, ram=Ram(path=str(ram), shared=True))
+    try:
+        life.connect(Deadline(manner.boot_timeout * manner.timeout_scale))
+        _check_renewal(life)
+        _come_to_rest(life)
+        life.running.pause()
+        life.running.migration.save(work / STATE, Deadline(SECONDS * manner.timeout_scale))
+        (work / CONSOLE).write_bytes(life.running.console.transcript())
+        disks = tuple(Disk(number=number, files=(path.name,)) for number, path in life.disks.items())
+        resolved = _resolved_type(life)
+    except BaseException as error:
+        if isinstance(error, (SnapshotError, GuestError)):
+            error.evidence |= {t: text for t, text in life.running.evidence().items() if t not in error.evidence}
+        raise
+    finally:
+        life.close()  # also what its disks hold is complete then
+    Snapshot.write(
+        work,
+        name="",
+        origin=f"{manner.name} as it has just booted",
+        machine=machine,
+        manner=manner,
+        known={**known, "machine_type": resolved},
+        key=key,
+        disks=disks,
+        ram_block="",
+        qemu_version=qemu.version,
+    )
+
+
+def _check_renewal(life: Life) -> None:
+    """Raise SnapshotError for a guest whose clones would all draw the same random numbers."""
+    why = "vmtest's agent does not run in it"
+    if life.uplink.agent is not None:
+        try:
+            life.uplink.wake(lambda: None, Deadline(10 * life.manner.timeout_scale))
+        except GuestError as error:
+            why = error.message
+        else:
+            return
+    raise SnapshotError(f"its clones would all draw the same random numbers: {why}")
+
+
+def _come_to_rest(life: Life) -> None:
+    """Wait until the guest has nothing left to do: each clone would do it again."""
+    most = Deadline(RESTLESS * life.manner.timeout_scale)
+    while not most.expired:
+        printed, used = life.running.console.total, life.running.process.cpu_seconds()
+        if life.running.verdict.wait(QUIET):
+            life.running.verdict.check()
+        if life.running.process.cpu_seconds() - used < QUIET * QUIET_CPU and life.running.console.total == printed:
+            return
+
+
+def save(life: Life, path: Path, *, name: str, origin: str) -> Snapshot:
+    """The snapshot of a running guest, written to the directory ``path``; the guest goes on. Raises SnapshotError.
+
+    Its memory is its own, so QEMU moves the state to another QEMU, whose memory is the file; that one's devices are
+    saved then.
+    """
+    paused = life.running.paused
+    deadline = Deadline(SECONDS * life.manner.timeout_scale)
+    key = key_of(known := facts(life.machine, life.qemu))
+    with cache.lock(store.locked(path)), _disk_errors(path), cache.building(path, path.name) as work:
+        store.room(work, life.machine.memory << 20)
+        if not paused:
+            life.running.pause()
+        try:
+            block = _ram_block(life)
+            with (work / RAM).open("wb") as file:
+                file.truncate(life.machine.memory << 20)
+            ram = Ram(path=str(work / RAM), shared=True, block=block)
+            other = Life(life.machine, life.qemu, life.manner, ram=ram, incoming=True)  # its disks are never used
+            try:
+                life.running.migration.send(other.running.migration, deadline)
+                disks = _copy_disks(life, work)  # now: QEMU has let go of them, so that they are complete
+                other.running.migration.save(work / STATE, deadline)
+            finally:
+                other.close()
+            (work / CONSOLE).write_bytes(life.running.console.transcript())
+            Snapshot.write(
+                work,
+                name=name,
+                origin=origin,
+                machine=life.machine,
+                manner=replace(life.manner, expects_agent=life.uplink.agent is not None),
+                known={**known, "machine_type": _resolved_type(life)},
+                key=key,
+                disks=disks,
+                ram_block=block,
+                qemu_version=life.qemu.version,
+            )
+        finally:
+            if not paused:
+                life.running.resume()
+    return Snapshot(path)
+
+
+def _copy_disks(life: Life, work: Path) -> tuple[Disk, ...]:
+    """The overlays of a machine that is stopped, each with all that it lies over down to the user's own disk."""
+    below = {disk.number: disk.files for disk in life.parent.disks} if life.parent else {}
+    disks = []
+    for number, overlay in life.disks.items():
+        files = below.get(number, ())
+        for file in files:
+            assert life.parent is not None
+            try:
+                (work / file).hardlink_to(life.parent.path / file)
+            except OSError:  # another file system
+                shutil.copyfile(life.parent.path / file, work / file)
+        top = f"disk{number}.{len(files)}.qcow2"
+        shutil.copyfile(overlay, work / top)
+        if files:
+            set_backing(work / top, files[-1])
+        disks.append(Disk(number=number, files=(*files, top)))
+    return tuple(disks)
+
+
+def _ram_block(life: Life) -> str:
+    """QEMU's name of the machine's memory, "" where it is the file that we gave it: the state holds the name."""
+    if life.running.ram is not None:
+        return life.running.ram.block
+    kind = _resolved_type(life)
+    machines = life.running.execute("query-machines")
+    assert isinstance(machines, list)
+    row = next(row for row in machines if kind in (row["name"], row.get("alias")))
+    return str(row.get("default-ram-id", ""))
+
+
+def _resolved_type(life: Life) -> str:
+    """The machine type with its version, which an alias such as q35 stands for."""
+    return str(life.running.execute("qom-get", path="/machine", property="type")).removesuffix("-machine")
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """A full disk and the like as one clear error."""
+    try:
+        yield
+    except OSError as error:
+        raise SnapshotError(f"the snapshot {path} cannot be saved: {error}") from error
+    except QemuDied as error:
+        # The file of the memory is mapped: a page for which the disk has no room is a SIGBUS.
+        if error.exit_code == -signal.SIGBUS:
+            free = shutil.disk_usage(path.parent).free
+            raise SnapshotError(f"there is no room for a snapshot: {path.parent} has {free >> 20} MiB left") from error
+        raise

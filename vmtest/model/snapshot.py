@@ -1,0 +1,150 @@
+"""What can be snapshotted, what cannot, and under which accelerator a snapshot can be restored: tables, no I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+
+from vmtest.errors import UsageError
+from vmtest.model.machine import Channel, Machine
+
+__all__ = ["CROSSINGS", "OBSTACLES", "SAFE_OPTIONS", "Crossing", "Obstacle", "crossing", "obstacle", "poolable"]
+
+SAFE_OPTIONS = frozenset(
+    "-device -global -smbios -boot -name -uuid -action -no-reboot -watchdog-action -nic -d".split()  # noqa: SIM905
+)
+"""Options of QEMU that a template and all its clones can have at the same time: they open nothing of the host's.
+(-nic is looked at by OBSTACLES.)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obstacle:
+    """Something in QEMU's arguments (words joined by spaces, ``pattern`` is a regular expression) that forbids
+    snapshots, and ``why``.
+    """
+
+    pattern: str
+    why: str
+
+
+OBSTACLES: tuple[Obstacle, ...] = (
+    # 9p: hw/9pfs/9p.c blocks migration while a share is mounted; the files are the host's and would not go back.
+    Obstacle(pattern=r"-virtfs|-fsdev|virtio-9p", why="a 9p share cannot be saved: its files are the host's"),
+    # vhost-user-fs: its state is in virtiofsd, a process of its own.
+    Obstacle(pattern=r"vhost-user|vhost-vsock|vhost-vdpa", why="part of its devices' state is in another process"),
+    # hw/vfio/migration.c: only with a device driver that implements it.
+    Obstacle(pattern=r"vfio-|-usb-host|usb-host|scsi-block|scsi-generic", why="a device of the host cannot be saved"),
+    # vmstate_*.unmigratable = 1 in 7.2: hw/nvme/ctrl.c, hw/net/rocker/rocker.c, hw/virtio/virtio-crypto.c, ahci of
+    # its own; QEMU says "State blocked by non-migratable device".
+    Obstacle(
+        pattern=r"\b(nvme|rocker|virtio-crypto|ich9-ahci|ahci|ivshmem|tpm-)",
+        why="QEMU cannot save the state of one of its devices",
+    ),
+    # Two QEMUs cannot have one tap device, listening port or socket; what connects to one would meet a stranger.
+    Obstacle(
+        pattern=r"(hostfwd|guestfwd|smb|tftp)=",
+        why="its network forwards a port or shares files of the host, which two guests cannot have at a time",
+    ),
+    Obstacle(pattern=r"-nic (?!user|none)", why="its network card is tied to the host"),
+    Obstacle(pattern=r"-cpu \S*\b(?:\+|)migratable=(?:off|no)", why="its CPU model is not migratable"),
+    Obstacle(pattern=r"hugepages|hugetlb|/dev/hugepages|memory-backend", why="its memory is not ours to map"),
+)
+"""What rules a snapshot out before anything is started; the first that matches is the reason."""
+
+
+def obstacle(machine: Machine) -> str:
+    """Why clones of that machine cannot be made, "" where nothing is known to forbid it. Starts nothing."""
+    if machine.channel not in (Channel.AUTO, Channel.AGENT):
+        return f"its random numbers can be renewed by vmtest's agent only, and its channel is {machine.channel}"
+    if any(not drive.readonly and not drive.snapshot for drive in machine.drives):
+        return "what it writes to its disk is kept, so that no two guests can have the disk at a time"
+    for nic in machine.nics:
+        kind = nic.backend.split(",", 1)[0]
+        if kind not in ("user", "socket", "dgram", "stream"):
+            return f"its network back-end {kind!r} cannot be had by two guests at a time"
+        if found := _named(nic.backend):
+            return found
+    words = [machine.machine, f"-cpu {machine.cpu}", *machine.extra]
+    if found := _named(" ".join(words)):
+        return found
+    for word in machine.extra:
+        if word.startswith("-") and word.replace("--", "-") not in SAFE_OPTIONS:
+            return f"nothing is known of the QEMU option {word} that would allow it"
+    return ""
+
+
+def _named(text: str) -> str:
+    return next((row.why for row in OBSTACLES if re.search(row.pattern, text)), "")
+
+
+def poolable(machine: Machine) -> bool:
+    """Whether a guest may wait, paused, until it is wanted: not one that others on a network would see."""
+    return all(nic.backend == "user" for nic in machine.nics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """A snapshot that was ``saved`` under one accelerator, ``restored`` under another: whether it ``works``.
+
+    ``needs`` are parts of the machine that must be as the patterns say (the whole value is matched), each with why.
+    """
+
+    saved: str
+    restored: str
+    works: bool
+    why: str
+    needs: tuple[tuple[str, str, str], ...] = ()
+
+
+_SAME_CPU = (
+    "cpu",
+    r"(?!max|host)[\w-]+(,[^ ]*)?",
+    "its CPU model means another CPU under each accelerator: save it with one that has a name, such as cpu='qemu64'",
+)
+_NO_SMM = (
+    "machine",
+    r"(?!(q35|pc)\b(?!.*smm=off)).*",
+    "KVM may lack system management mode: save it with machine='q35,smm=off'",
+)
+_NO_KVMCLOCK = (
+    "cpu",
+    r".*-kvmclock.*",
+    "a kvmclock, which TCG does not have, is part of its state: save it with cpu='qemu64,-kvmclock'",
+)
+
+CROSSINGS: tuple[Crossing, ...] = (
+    Crossing(saved="tcg", restored="tcg", works=True, why="the same emulator"),
+    Crossing(saved="kvm", restored="kvm", works=True, why="the same CPU and host kernel, which the key holds"),
+    Crossing(
+        saved="tcg",
+        restored="kvm",
+        works=True,
+        why="QEMU's device state is the same; the CPU and the chipset must be ones that both have",
+        needs=(_SAME_CPU, _NO_SMM),
+    ),
+    Crossing(
+        saved="kvm",
+        restored="tcg",
+        works=True,
+        why="likewise, and nothing that only KVM gives a guest may be part of the state",
+        needs=(_SAME_CPU, _NO_SMM, _NO_KVMCLOCK),
+    ),
+)
+
+
+def crossing(machine: Machine, restored: str) -> Crossing:
+    """The row for a snapshot of ``machine`` under another accelerator. Raises UsageError, with the reason, where it
+    cannot work.
+    """
+    names = {field.name for field in fields(machine)}
+    for row in CROSSINGS:
+        if (row.saved, row.restored) == (machine.accel, restored):
+            for name, pattern, why in row.needs:
+                assert name in names
+                if not re.fullmatch(pattern, getattr(machine, name)):
+                    raise UsageError(f"a snapshot saved under {row.saved} cannot be restored under {restored}: {why}")
+            return row
+    raise UsageError(
+        f"a snapshot saved under {machine.accel} cannot be restored under {restored}",
+        hint="known: " + ", ".join(f"{row.saved} to {row.restored}" for row in CROSSINGS),
+    )
