@@ -95,7 +95,11 @@ class Guest:
     def children(self) -> list[str]:
         """The commands that run: not the process that the agent keeps for the next one, which still is the agent."""
         pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [pid for pid in pids if Path(f"/proc/{pid}/exe").readlink() != Path(f"/proc/{self.process.pid}/exe").readlink()]
+        return [
+            pid
+            for pid in pids
+            if Path(f"/proc/{pid}/exe").readlink() != Path(f"/proc/{self.process.pid}/exe").readlink()
+        ]
 
     def run(self, *argv: str, timeout: float = PATIENCE, **options: Any) -> tuple[Exit, bytes, bytes]:
         streams = {"stdout": bytearray(), "stderr": bytearray()}

@@ -109,7 +109,14 @@ _NO_SMM = (
 _NO_KVMCLOCK = (
     "cpu",
     r".*-kvmclock.*",
-    "a kvmclock, which TCG does not have, is part of its state: save it with cpu='qemu64,-kvmclock'",
+    "a kvmclock, which TCG does not have, is part of its state: save it with cpu='qemu64,-kvmclock' and "
+    "machine='pc-q35-5.1,smm=off'",
+)
+# hw/i386/pc.c, kvmclock_create_always: true but for machine types up to 5.1.
+_OLD_PC = (
+    "machine",
+    r"(?!(q35|pc)\b|pc-(q35|i440fx)-(5\.2|[6-9]\.|\d\d)).*",
+    "since version 5.2 a PC has a kvmclock under KVM whatever its CPU: save it with machine='pc-q35-5.1,smm=off'",
 )
 
 CROSSINGS: tuple[Crossing, ...] = (
@@ -127,7 +134,7 @@ CROSSINGS: tuple[Crossing, ...] = (
         restored="tcg",
         works=True,
         why="likewise, and nothing that only KVM gives a guest may be part of the state",
-        needs=(_SAME_CPU, _NO_SMM, _NO_KVMCLOCK),
+        needs=(_SAME_CPU, _NO_SMM, _NO_KVMCLOCK, _OLD_PC),
     ),
 )
 
