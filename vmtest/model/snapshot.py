@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from vmtest.errors import UsageError
+from vmtest.model.arch import arch
 from vmtest.model.machine import Channel, Machine
 
 __all__ = ["CROSSINGS", "OBSTACLES", "SAFE_OPTIONS", "Crossing", "Obstacle", "crossing", "obstacle", "poolable"]
@@ -115,7 +116,7 @@ _NO_KVMCLOCK = (
 # hw/i386/pc.c, kvmclock_create_always: true but for machine types up to 5.1.
 _OLD_PC = (
     "machine",
-    r"(?!(q35|pc)\b|pc-(q35|i440fx)-(5\.2|[6-9]\.|\d\d)).*",
+    r"(?!(q35|pc)(,|$)|pc-(q35|i440fx)-(5\.2|[6-9]\.|\d\d)).*",
     "since version 5.2 a PC has a kvmclock under KVM whatever its CPU: save it with machine='pc-q35-5.1,smm=off'",
 )
 
@@ -143,12 +144,11 @@ def crossing(machine: Machine, restored: str) -> Crossing:
     """The row for a snapshot of ``machine`` under another accelerator. Raises UsageError, with the reason, where it
     cannot work.
     """
-    names = {field.name for field in fields(machine)}
     for row in CROSSINGS:
         if (row.saved, row.restored) == (machine.accel, restored):
             for name, pattern, why in row.needs:
-                assert name in names
-                if not re.fullmatch(pattern, getattr(machine, name)):
+                value = getattr(machine, name) or getattr(arch(machine.arch), name)
+                if not re.fullmatch(pattern, value):
                     raise UsageError(f"a snapshot saved under {row.saved} cannot be restored under {restored}: {why}")
             return row
     raise UsageError(

@@ -20,6 +20,8 @@ __all__ = ["FILE_URI", "Migration"]
 
 FILE_URI = (8, 2, 0)
 """The first QEMU that takes ``file:PATH``; earlier ones take a descriptor of a file, which newer ones deprecate."""
+LAST_WORDS = 2.0
+"""Seconds that a QEMU which could not take a state has to end."""
 
 
 class Migration:
@@ -89,19 +91,23 @@ class Migration:
             raise SnapshotError(f"QEMU refuses: {error.message}") from error
 
     def _end(self, command: str, deadline: Deadline) -> None:
-        what = "restored" if command == "migrate-incoming" else "saved"
+        incoming = command == "migrate-incoming"
+        what = "restored" if incoming else "saved"
         try:
             ended = self._wait(lambda: self._status in ("completed", "failed"), deadline)
-        except HostError as error:  # such as QemuDied, with QEMU's last words
-            raise SnapshotError(f"the state could not be {what}: {error.message}", evidence=error.evidence) from error
+            if ended and self._status == "failed" and incoming:  # QEMU ends, having said why
+                self._wait(lambda: False, deadline.sooner(LAST_WORDS))
+        except HostError as error:
+            words = _words(error.evidence.get("QEMU stderr", "")) or error.message
+            raise SnapshotError(f"the state could not be {what}: {words}", evidence=error.evidence) from error
         if not ended:
             raise SnapshotError(f"the state was not {what} within {deadline.seconds:g} s")
         if self._status == "failed":
-            raise SnapshotError(f"the state could not be {what}: {self._reason()}")
-
-    def _reason(self) -> str:
-        try:
             answer: dict[str, Any] = self._qmp.execute("query-migrate")
-        except QmpError as error:
-            return error.message
-        return str(answer.get("error-desc") or "QEMU does not say why")
+            raise SnapshotError(f"the state could not be {what}: {answer.get('error-desc', 'QEMU does not say why')}")
+
+
+def _words(stderr: str) -> str:
+    """What QEMU said last, without its name before each line."""
+    lines = [line.partition(": ")[2] or line for line in stderr.strip().splitlines()]
+    return "; ".join(lines[-3:])
