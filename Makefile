@@ -74,6 +74,7 @@ bench: setup
 	$(BIN)/python benchmarks/boot.py --peer $(VENV)/peer/bin/python
 	$(BIN)/python benchmarks/command.py
 	$(BIN)/python benchmarks/console.py
+	$(BIN)/python benchmarks/pristine.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
