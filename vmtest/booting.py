@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -86,7 +87,7 @@ def use_pool(size: int) -> Pool:
     """Have ``size`` clones made ahead from here on; ``close()`` of what is returned ends that."""
     global _pool
     _pool.close()
-    _pool = Pool(size)
+    _pool = Pool(size, remember=True)
     return _pool
 
 
@@ -186,11 +187,10 @@ def _template(
 def _clone(snapshot: Snapshot, machine: Machine, qemu: Qemu, manner: Manner, logs: Path | None) -> Life:
     life = _pool.take(snapshot, qemu, manner) if poolable(machine) else None
     if life is None:
-        life = cloning.clone(snapshot, qemu, manner, logs=logs)
-    elif logs is not None:
+        return cloning.clone(snapshot, qemu, manner, logs=logs, remember=True)
+    life.started = time.monotonic()
+    if logs is not None:
         life.move_logs(logs)
-    # What a guest that was booted here would have printed by now.
-    life.running.remember(snapshot.transcript)
     return life
 
 

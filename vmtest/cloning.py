@@ -40,11 +40,18 @@ RESTLESS = 10.0
 
 
 def clone(
-    snapshot: Snapshot, qemu: Qemu, manner: Manner, *, machine: Machine | None = None, logs: Path | None = None
+    snapshot: Snapshot,
+    qemu: Qemu,
+    manner: Manner,
+    *,
+    machine: Machine | None = None,
+    logs: Path | None = None,
+    remember: bool = False,
 ) -> Life:
     """A new machine in the snapshot's state, paused. What it writes, to memory and disks, is its own.
 
-    ``machine`` is the snapshot's own, but for the accelerator. Raises SnapshotError with QEMU's own words.
+    ``machine`` is the snapshot's own, but for the accelerator. With ``remember`` its console begins with what was
+    printed until the snapshot, as that of a guest that was booted. Raises SnapshotError with QEMU's own words.
     """
     memory.require(snapshot.machine.memory)
     if not snapshot.untouched:
@@ -70,6 +77,8 @@ def clone(
             inherited=(snapshot.ram, state),
         )
         try:
+            if remember:
+                life.running.remember(snapshot.transcript)
             life.running.migration.load(state, Deadline(SECONDS * manner.timeout_scale))
         except BaseException as error:
             if isinstance(error, SnapshotError):
@@ -106,6 +115,7 @@ def template(
         found = _opened(path)
         if found is None:
             with _disk_errors(path), cache.building(path, key) as work:
+                work.chmod(0o700)  # a guest's memory is nobody else's business
                 store.room(work, machine.memory << 20)
                 progress.step(f"booting {manner.name} under {machine.accel}, for the template of its clones")
                 _boot_into(work, machine, qemu, manner, logs, known, key)
@@ -197,6 +207,7 @@ def save(life: Life, path: Path, *, name: str, origin: str) -> Snapshot:
     deadline = Deadline(SECONDS * life.manner.timeout_scale)
     key = key_of(known := facts(life.machine, life.qemu))
     with cache.lock(store.locked(path)), _disk_errors(path), cache.building(path, path.name) as work:
+        work.chmod(0o700)
         store.room(work, life.machine.memory << 20)
         if not paused:
             life.running.pause()

@@ -32,8 +32,10 @@ class Pool:
     A thread of its own refills it. A taker never waits for more than the clone that is being made already.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, remember: bool = False) -> None:
+        """``remember`` is as for cloning.clone."""
         self.size = size
+        self._remember = remember
         self.wanted: int | None = None
         """How many more guests will be asked for, if that is known: no more are made."""
         self._changed = threading.Condition()
@@ -106,7 +108,7 @@ class Pool:
         return left >= 0
 
     def _made(self, recipe: tuple[Snapshot, Qemu, Manner]) -> Life:
-        life = clone(*recipe)
+        life = clone(*recipe, remember=self._remember)
         try:
             deadline = Deadline(WARM * life.manner.timeout_scale)
             life.uplink.wake(life.running.resume, deadline)

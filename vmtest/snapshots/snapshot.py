@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -119,7 +120,8 @@ class Snapshot:
         if seen != known:
             _stamp(self.path, seen)
         self._seen = seen
-        (self.path / USED).touch()
+        with suppress(OSError):  # a cache that we may only read
+            (self.path / USED).touch()
 
     def _known(self) -> dict[str, Any]:
         try:
