@@ -17,6 +17,7 @@ from vmtest.host import Qemu, memory
 from vmtest.life import Life
 from vmtest.model.machine import Machine
 from vmtest.model.manner import Manner
+from vmtest.model.snapshot import unsavable
 from vmtest.progress import SILENT, Progress
 from vmtest.qemu.argv import Ram
 from vmtest.qemu.qcow2 import set_backing
@@ -203,6 +204,8 @@ def save(life: Life, path: Path, *, name: str, origin: str) -> Snapshot:
     Its memory is its own, so QEMU moves the state to another QEMU, whose memory is the file; that one's devices are
     saved then.
     """
+    if why := unsavable(life.machine):
+        raise SnapshotError(f"{life.manner.name} cannot be saved: {why}")
     paused = life.running.paused
     deadline = Deadline(SECONDS * life.manner.timeout_scale)
     key = key_of(known := facts(life.machine, life.qemu))

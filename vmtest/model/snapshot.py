@@ -9,7 +9,17 @@ from vmtest.errors import UsageError
 from vmtest.model.arch import arch
 from vmtest.model.machine import Channel, Machine
 
-__all__ = ["CROSSINGS", "OBSTACLES", "SAFE_OPTIONS", "Crossing", "Obstacle", "crossing", "obstacle", "poolable"]
+__all__ = [
+    "CROSSINGS",
+    "OBSTACLES",
+    "SAFE_OPTIONS",
+    "Crossing",
+    "Obstacle",
+    "crossing",
+    "obstacle",
+    "poolable",
+    "unsavable",
+]
 
 SAFE_OPTIONS = frozenset(
     "-device -global -smbios -boot -name -uuid -action -no-reboot -watchdog-action -nic -d".split()  # noqa: SIM905
@@ -54,9 +64,14 @@ OBSTACLES: tuple[Obstacle, ...] = (
 
 
 def obstacle(machine: Machine) -> str:
-    """Why clones of that machine cannot be made, "" where nothing is known to forbid it. Starts nothing."""
+    """Why no template of that machine can be made, "" where nothing is known to forbid it. Starts nothing."""
     if machine.channel not in (Channel.AUTO, Channel.AGENT):
         return f"its random numbers can be renewed by vmtest's agent only, and its channel is {machine.channel}"
+    return unsavable(machine)
+
+
+def unsavable(machine: Machine) -> str:
+    """Why that machine cannot be saved, or not run twice at a time; "" where nothing is known to forbid it."""
     if any(not drive.readonly and not drive.snapshot for drive in machine.drives):
         return "what it writes to its disk is kept, so that no two guests can have the disk at a time"
     for nic in machine.nics:
