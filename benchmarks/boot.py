@@ -5,7 +5,7 @@
 Every case starts the same QEMU with the same kernel, initramfs, command line, accelerator, memory and devices, and
 waits until `true` has ended in the guest. Killing the guest is not timed. The cases:
 
-    vmtest              boot(NAME), run(["true"])
+    vmtest              boot(NAME, cold=True), run(["true"]); clones are in pristine.py
     bare QEMU           the same command line, its agent spoken to by a minimal loop (bare.py)
     vmtest --no-trim    boot(NAME, trim=False): how much the trimming of the kernel's command line buys
     vmtest on console   boot(NAME, channel="console"): no agent port, the shell on the serial console, as labgrid's
@@ -52,7 +52,7 @@ RATIO, SECONDS = 1.10, 3.0
 
 def ours(name: str, *, trim: bool | None = None, channel: str | None = None) -> float:
     start = time.perf_counter()
-    with vmtest.boot(name, trim=trim, channel=channel) as guest:
+    with vmtest.boot(name, cold=True, trim=trim, channel=channel) as guest:
         guest.run(["true"]).check()
         return time.perf_counter() - start
 
@@ -81,7 +81,7 @@ def by_hand(machine: Machine, sandbox: bool) -> float:
 
 
 def new_process(name: str) -> float:
-    code = f"import vmtest\nwith vmtest.boot({name!r}) as guest: guest.run(['true']).check()"
+    code = f"import vmtest\nwith vmtest.boot({name!r}, cold=True) as guest: guest.run(['true']).check()"
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)
     return time.perf_counter() - start

@@ -70,9 +70,9 @@ def ours(guest: Guest, command: str | list[str], stdin: bytes = b"", expected: i
 
 
 def other_channels(stack: ExitStack) -> dict[str, Guest]:
-    guests = {"console": stack.enter_context(vmtest.boot(DEFAULT_GUEST, channel="console"))}
+    guests = {"console": stack.enter_context(vmtest.boot(DEFAULT_GUEST, cold=True, channel="console"))}
     if cached(load("linux-x86_64-qga")):
-        guests["qemu-ga"] = stack.enter_context(vmtest.boot("linux-x86_64-qga"))
+        guests["qemu-ga"] = stack.enter_context(vmtest.boot("linux-x86_64-qga", cold=True))
     return guests
 
 
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     runs = parser.parse_args().runs
     with ExitStack() as stack:
-        guest = stack.enter_context(vmtest.boot(DEFAULT_GUEST))
+        guest = stack.enter_context(vmtest.boot(DEFAULT_GUEST, cold=True))
         others = other_channels(stack)
         time.sleep(2)  # init goes on for a while after the agent answers
         seconds = interleaved(
