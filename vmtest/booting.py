@@ -173,7 +173,12 @@ def _cloned(machine: Machine, qemu: Qemu, manner: Manner, logs: Path | None, pro
         progress.step(f"{error.message}; making the template again")
         _templates.pop(key).close()
         store.remove(store.template_path(key))
-    return _clone(_template(key, machine, qemu, manner, logs, progress), machine, qemu, manner, logs)
+    try:
+        return _clone(_template(key, machine, qemu, manner, logs, progress), machine, qemu, manner, logs)
+    except SnapshotError as error:  # QEMU saves a state that it cannot restore
+        _hopeless[key] = error.message
+        _warn(manner, error.message)
+        return None
 
 
 def _template(

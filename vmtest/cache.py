@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vmtest.errors import HostError
@@ -88,7 +88,8 @@ def write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a file system that is read-only even this fails
+            temporary.unlink(missing_ok=True)
         raise HostError(
             f"{path} cannot be written: {error.strerror}",
             hint="free some space, or set XDG_CACHE_HOME to a directory with room",

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,10 +112,11 @@ def template(
     def waiting() -> None:
         progress.step(f"waiting for another process that boots {manner.name} for its template")
 
-    with cache.lock(store.locked(path), waiting=waiting):
+    with _disk_errors(path), cache.lock(store.locked(path), waiting=waiting):
         found = _opened(path)
         if found is None:
-            with _disk_errors(path), cache.building(path, key) as work:
+            memory.require(machine.memory)
+            with cache.building(path, key) as work:
                 work.chmod(0o700)  # a guest's memory is nobody else's business
                 store.room(work, machine.memory << 20)
                 progress.step(f"booting {manner.name} under {machine.accel}, for the template of its clones")
@@ -209,7 +210,8 @@ def save(life: Life, path: Path, *, name: str, origin: str) -> Snapshot:
     paused = life.running.paused
     deadline = Deadline(SECONDS * life.manner.timeout_scale)
     key = key_of(known := facts(life.machine, life.qemu))
-    with cache.lock(store.locked(path)), _disk_errors(path), cache.building(path, path.name) as work:
+    alone = cache.lock(store.locked(path)) if name else nullcontext()  # a directory of its own needs no lock
+    with _disk_errors(path), alone, cache.building(path, path.name) as work:
         work.chmod(0o700)
         store.room(work, life.machine.memory << 20)
         if not paused:

@@ -41,6 +41,7 @@ class Pool:
         self._changed = threading.Condition()
         self._ready: deque[Life] = deque()
         self._making = False
+        self._stalled = False  # the last one could not be made: no more are, until one is asked for
         self._recipe: tuple[Snapshot, Qemu, Manner] | None = None
         self._closed = False
         self.shortage = ""
@@ -53,6 +54,8 @@ class Pool:
         """A paused clone, or None where making one is the soonest way to one. Refills in the background."""
         if self.size < 1 or self._closed or os.getpid() != self._owner:
             return None
+        if not snapshot.untouched:  # clones that wait see what has been changed in it; a new one is told
+            return None
         recipe = (snapshot, qemu, manner)
         with self._changed:
             if self._recipe != recipe:
@@ -64,6 +67,7 @@ class Pool:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._refill, name="vmtest-pool", daemon=True)
                 self._thread.start()
+            self._stalled = False
             self._changed.notify_all()
         for other in others:
             other.close()
@@ -82,22 +86,21 @@ class Pool:
             life = None
             try:
                 life = self._made(recipe)
-            except VmtestError as error:  # a taker makes its own, and is told
+            except Exception as error:  # a taker makes its own, and is told; without us it would wait for ever
                 log.debug("the pool could not make a clone: %s", error)
             with self._changed:
                 self._making = False
                 kept = life is not None and recipe == self._recipe and not self._closed
                 if life is not None and kept:
                     self._ready.append(life)
-                if life is None:
-                    self._recipe = None
+                self._stalled = life is None
                 self._changed.notify_all()
             if life is not None and not kept:
                 life.close()
 
     def _needs_more(self) -> bool:
         most = self.size if self.wanted is None else min(self.size, self.wanted)
-        if self._recipe is None or len(self._ready) >= most:
+        if self._recipe is None or self._stalled or len(self._ready) >= most:
             return False
         left = memory.available() - memory.RESERVE - memory.CLONE
         if left < 0 and not self.shortage:

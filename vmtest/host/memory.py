@@ -56,7 +56,9 @@ def _of_groups() -> list[int]:
         while group.is_relative_to(root):
             limit, usage = (_read(group / name).strip() for name in names)
             if limit.isdigit() and usage.isdigit():
-                cache = re.search(r"^inactive_file (\d+)$", _read(group / "memory.stat"), re.MULTILINE)
+                # v1 has it of the group alone, and by another name of those below too, as its usage is.
+                kind = "total_inactive_file" if controllers else "inactive_file"
+                cache = re.search(rf"^{kind} (\d+)$", _read(group / "memory.stat"), re.MULTILINE)
                 left.append(max(0, int(limit) - int(usage) + (int(cache[1]) if cache else 0)) >> 20)
             group = group.parent
     return left

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vmtest import cache
-from vmtest.errors import HostError, SnapshotError
+from vmtest.errors import HostError, SnapshotError, UsageError
 from vmtest.host.system import boot_id
 from vmtest.model.machine import Channel, Drive, Machine, Nic
 from vmtest.model.manner import Manner
@@ -89,6 +89,7 @@ class Snapshot:
                 raise SnapshotError(
                     f"the snapshot {self.path} is of format {data['format']}, this vmtest's is {FORMAT}"
                 )
+            _verify(data)
             self.name: str = data["name"]
             self.origin: str = data["origin"]
             self.created: float = data["created"]
@@ -100,7 +101,7 @@ class Snapshot:
             self.manner = Manner(**data["manner"])
             self.disks = tuple(Disk(number=disk["number"], files=tuple(disk["files"])) for disk in data["disks"])
             self._digests: dict[str, list[Any]] = data["digests"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, UsageError) as error:
             raise SnapshotError(
                 f"the snapshot {self.path} is damaged: its manifest cannot be read: {error!r}"
             ) from None
@@ -215,7 +216,8 @@ class Snapshot:
             "disks": [asdict(disk) for disk in disks],
             "digests": digests,
         }
-        (path / MANIFEST).write_text(json.dumps(data, indent=1, default=str) + "\n")
+        data = json.loads(json.dumps(data, default=str))
+        (path / MANIFEST).write_text(json.dumps({**data, "sha256": _hash(data)}, indent=1) + "\n")
         # What was just hashed need not be hashed again at the first use.
         _stamp(path, {file: _identity(path / file) for file in digests if file != STATE})
 
@@ -236,6 +238,15 @@ def machine_from(data: dict[str, Any]) -> Machine:
             "extra": tuple(values["extra"]),
         },
     )
+
+
+def _verify(manifest: dict[str, Any]) -> None:
+    if manifest.pop("sha256") != _hash(manifest):
+        raise ValueError("it has changed since it was written")
+
+
+def _hash(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _identity(file: Path | int) -> list[int]:

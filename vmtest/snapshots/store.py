@@ -103,8 +103,9 @@ def prune(most: int, *, named_too: bool = False) -> list[tuple[str, int]]:
     One in use is left. What killed builders have left goes first. Snapshots that people have named stay, and do not
     count, unless ``named_too``.
     """
-    for leftover in (cache.root() / "templates").glob(".*"):
-        _remove_leftover(leftover)
+    for kind in ("templates", "snapshots"):
+        for leftover in (cache.root() / kind).glob(".*"):
+            _remove_leftover(leftover)
     paths = all_snapshots() if named_too else _entries("templates")
     sizes = {path: size(path) for path in paths}
     removed = []
@@ -156,4 +157,9 @@ def last_use(path: Path) -> float:
 
 def size(path: Path) -> int:
     """Bytes that it takes on disk: holes do not count."""
-    return sum(file.stat().st_blocks * 512 for file in path.iterdir()) if path.exists() else 0
+    total = 0
+    with suppress(FileNotFoundError):
+        for file in path.iterdir():
+            with suppress(FileNotFoundError):  # others write and remove files meanwhile
+                total += file.stat().st_blocks * 512
+    return total
