@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from vmtest import cache
 from vmtest.deadline import Deadline
-from vmtest.errors import GuestError, QemuDied, SnapshotError
+from vmtest.errors import GuestError, SnapshotError
 from vmtest.host import Qemu, memory
 from vmtest.life import Life
 from vmtest.model.machine import Machine
@@ -22,6 +21,7 @@ from vmtest.progress import SILENT, Progress
 from vmtest.qemu.argv import Ram
 from vmtest.qemu.qcow2 import set_backing
 from vmtest.snapshots import Disk, Snapshot, facts, key_of, store
+from vmtest.snapshots.digest import write
 from vmtest.snapshots.snapshot import CONSOLE, RAM, STATE
 
 __all__ = ["clone", "save", "template"]
@@ -142,25 +142,25 @@ def _opened(path: Path) -> Snapshot | None:
 def _boot_into(
     work: Path, machine: Machine, qemu: Qemu, manner: Manner, logs: Path | None, known: dict[str, object], key: str
 ) -> None:
-    ram = work / RAM
-    with ram.open("wb") as file:
-        file.truncate(machine.memory << 20)
-    life = Life(machine, qemu, manner, logs=logs, disks=work, ram=Ram(path=str(ram), shared=True))
-    try:
-        life.connect(Deadline(manner.boot_timeout * manner.timeout_scale))
-        _check_renewal(life)
-        _come_to_rest(life)
-        life.running.pause()
-        life.running.migration.save(work / STATE, Deadline(SECONDS * manner.timeout_scale))
-        (work / CONSOLE).write_bytes(life.running.console.transcript())
-        disks = tuple(Disk(number=number, files=(path.name,)) for number, path in life.disks.items())
-        resolved = _resolved_type(life)
-    except BaseException as error:
-        if isinstance(error, (SnapshotError, GuestError)):
-            error.evidence |= {t: text for t, text in life.running.evidence().items() if t not in error.evidence}
-        raise
-    finally:
-        life.close()  # also what its disks hold is complete then
+    with _memory(machine) as memory_file:
+        ram = Ram(path=f"/proc/self/fd/{memory_file}", shared=True)
+        life = Life(machine, qemu, manner, logs=logs, disks=work, ram=ram, inherited=(memory_file,))
+        try:
+            life.connect(Deadline(manner.boot_timeout * manner.timeout_scale))
+            _check_renewal(life)
+            _come_to_rest(life)
+            life.running.pause()
+            life.running.migration.save(work / STATE, Deadline(SECONDS * manner.timeout_scale))
+            (work / CONSOLE).write_bytes(life.running.console.transcript())
+            disks = tuple(Disk(number=number, files=(path.name,)) for number, path in life.disks.items())
+            resolved = _resolved_type(life)
+        except BaseException as error:
+            if isinstance(error, (SnapshotError, GuestError)):
+                error.evidence |= {t: text for t, text in life.running.evidence().items() if t not in error.evidence}
+            raise
+        finally:
+            life.close()  # also what its disks hold is complete then
+        write(memory_file, work / RAM)
     Snapshot.write(
         work,
         name="",
@@ -173,6 +173,19 @@ def _boot_into(
         ram_block="",
         qemu_version=qemu.version,
     )
+
+
+@contextmanager
+def _memory(machine: Machine) -> Iterator[int]:
+    """A file of the machine's memory that is itself in memory: a disk's would be written page by page, while the guest
+    waits, and a full disk is a signal that kills QEMU.
+    """
+    descriptor = os.memfd_create("ram", os.MFD_CLOEXEC)
+    try:
+        os.truncate(descriptor, machine.memory << 20)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _check_renewal(life: Life) -> None:
@@ -217,33 +230,35 @@ def save(life: Life, path: Path, *, name: str, origin: str) -> Snapshot:
         if not paused:
             life.running.pause()
         try:
-            block = _ram_block(life)
-            with (work / RAM).open("wb") as file:
-                file.truncate(life.machine.memory << 20)
-            ram = Ram(path=str(work / RAM), shared=True, block=block)
-            other = Life(life.machine, life.qemu, life.manner, ram=ram, incoming=True)  # its disks are never used
-            try:
-                life.running.migration.send(other.running.migration, deadline)
-                disks = _copy_disks(life, work)  # now: QEMU has let go of them, so that they are complete
-                other.running.migration.save(work / STATE, deadline)
-            finally:
-                other.close()
+            with _memory(life.machine) as memory_file:
+                block = _ram_block(life)
+                ram = Ram(path=f"/proc/self/fd/{memory_file}", shared=True, block=block)
+                # Its disks are never used.
+                other = Life(life.machine, life.qemu, life.manner, ram=ram, incoming=True, inherited=(memory_file,))
+                try:
+                    life.running.migration.send(other.running.migration, deadline)
+                    disks = _copy_disks(life, work)  # now: QEMU has let go of them, so that they are complete
+                    other.running.migration.save(work / STATE, deadline)
+                finally:
+                    other.close()
+                write(memory_file, work / RAM)
             (work / CONSOLE).write_bytes(life.running.console.transcript())
-            Snapshot.write(
-                work,
-                name=name,
-                origin=origin,
-                machine=life.machine,
-                manner=replace(life.manner, expects_agent=life.uplink.agent is not None),
-                known={**known, "machine_type": _resolved_type(life)},
-                key=key,
-                disks=disks,
-                ram_block=block,
-                qemu_version=life.qemu.version,
-            )
+            known["machine_type"] = _resolved_type(life)
         finally:
             if not paused:
                 life.running.resume()
+        Snapshot.write(
+            work,
+            name=name,
+            origin=origin,
+            machine=life.machine,
+            manner=replace(life.manner, expects_agent=life.uplink.agent is not None),
+            known=known,
+            key=key,
+            disks=disks,
+            ram_block=block,
+            qemu_version=life.qemu.version,
+        )
     return Snapshot(path)
 
 
@@ -290,9 +305,3 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SnapshotError(f"the snapshot {path} cannot be saved: {error}") from error
-    except QemuDied as error:
-        # The file of the memory is mapped: a page for which the disk has no room is a SIGBUS.
-        if error.exit_code == -signal.SIGBUS:
-            free = shutil.disk_usage(path.parent).free
-            raise SnapshotError(f"there is no room for a snapshot: {path.parent} has {free >> 20} MiB left") from error
-        raise

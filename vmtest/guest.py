@@ -292,7 +292,7 @@ class Guest:
     # -- snapshots -----------------------------------------------------------------------------------------------
 
     def snapshot(self, name: str | None = None) -> Snapshot:
-        """Keep its whole state, memory, devices and disks; it goes on. It takes about half a second.
+        """Keep its whole state, memory, devices and disks; it goes on. It takes about a second for 256 MiB.
 
         With a name the snapshot is kept for later sessions (``vmtest snapshot list``, ``boot(snapshot=NAME)``), else
         until this guest ends. Raises SnapshotError where QEMU cannot save it or there is no room, UsageError for a

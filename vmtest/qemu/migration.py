@@ -20,6 +20,8 @@ __all__ = ["FILE_URI", "Migration"]
 
 FILE_URI = (8, 2, 0)
 """The first QEMU that takes ``file:PATH``; earlier ones take a descriptor of a file, which newer ones deprecate."""
+UNLIMITED = 1 << 40
+"""Bytes a second."""
 LAST_WORDS = 2.0
 """Seconds that a QEMU which could not take a state has to end."""
 
@@ -82,11 +84,12 @@ class Migration:
         self._status = ""
         switches = {"events": True, "x-ignore-shared": not shared}
         capabilities = [{"capability": name, "state": state} for name, state in switches.items()]
+        commands: list[tuple[str, dict[str, object]]] = [("migrate-set-capabilities", {"capabilities": capabilities})]
+        if shared and command == "migrate":  # by default QEMU moves 128 MiB/s, and the guest stands still
+            commands.append(("migrate-set-parameters", {"max-bandwidth": UNLIMITED}))
         try:
             # Together: an answer is waited for once.
-            self._qmp.execute_all(
-                [("migrate-set-capabilities", {"capabilities": capabilities}), (command, {"uri": uri})]
-            )
+            self._qmp.execute_all([*commands, (command, {"uri": uri})])
         except QmpError as error:
             raise SnapshotError(f"QEMU refuses: {error.message}") from error
 
