@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import logging
 import os
 import threading
@@ -22,12 +23,17 @@ __all__ = ["Pool"]
 
 log = logging.getLogger("vmtest")
 
+LONG = 8
+"""A clone that waited while so many times the pool's size were asked for, all of others, makes room."""
 WARM = 60.0
 """Seconds in which a clone must have answered its first command."""
 
 
+Recipe = tuple[Snapshot, Qemu, Manner]
+
+
 class Pool:
-    """Keeps up to ``size`` clones of the snapshot that was asked for last. One a process; ``close`` ends all of them.
+    """Keeps up to ``size`` clones, of whatever was asked for of late. One a process; ``close`` ends all of them.
 
     A thread of its own refills it. A taker never waits for more than the clone that is being made already.
     """
@@ -35,20 +41,26 @@ class Pool:
     def __init__(self, size: int, *, remember: bool = False) -> None:
         """``remember`` is as for cloning.clone."""
         self.size = size
-        self._remember = remember
         self.wanted: int | None = None
         """How many more guests will be asked for, if that is known: no more are made."""
-        self._changed = threading.Condition()
-        self._ready: deque[Life] = deque()
-        self._making = False
-        self._stalled = False  # the last one could not be made: no more are, until one is asked for
-        self._recipe: tuple[Snapshot, Qemu, Manner] | None = None
-        self._closed = False
         self.shortage = ""
         """What is to be told of a pool that memory kept small."""
+        self._remember = remember
+        self._changed = threading.Condition()
+        self._held: dict[Recipe, deque[Life]] = {}  # the one that was asked for last is the last
+        self._asked: dict[Recipe, int] = {}  # when that was, counted in askings
+        self._askings = 0
+        self._making: Recipe | None = None
+        self._stalled = False  # the last one could not be made: no more are, until one is asked for
+        self._closed = False
         self._thread: threading.Thread | None = None
         self._owner = os.getpid()
         atexit.register(self.close)
+
+    @property
+    def ready(self) -> list[Life]:
+        """The clones that wait now."""
+        return list(itertools.chain(*self._held.values()))
 
     def take(self, snapshot: Snapshot, qemu: Qemu, manner: Manner) -> Life | None:
         """A paused clone, or None where making one is the soonest way to one. Refills in the background."""
@@ -58,41 +70,52 @@ class Pool:
             return None
         recipe = (snapshot, qemu, manner)
         with self._changed:
-            if self._recipe != recipe:
-                others, self._ready, self._recipe = self._ready, deque(), recipe
-            else:
-                others = deque[Life]()
-                self._changed.wait_for(lambda: self._ready or not self._making or self._closed)
-            life = self._ready.popleft() if self._ready else None
+            ready = self._held[recipe] = self._held.pop(recipe, deque[Life]())
+            self._askings += 1
+            self._asked[recipe] = self._askings
+            stale = self._stale()
+            self._changed.wait_for(lambda: ready or self._making != recipe or self._closed)
+            life = ready.popleft() if ready else None
             if self._thread is None:
                 self._thread = threading.Thread(target=self._refill, name="vmtest-pool", daemon=True)
                 self._thread.start()
             self._stalled = False
             self._changed.notify_all()
-        for other in others:
+        for other in stale:
             other.close()
         if life is not None and life.running.verdict.is_set:  # its QEMU was killed while it waited
             life.close()
             return None
         return life
 
+    def _stale(self) -> list[Life]:
+        """What nobody has asked for in a long time: it leaves its place to others."""
+        long_ago = self._askings - LONG * self.size
+        gone = [recipe for recipe, when in self._asked.items() if when < long_ago]
+        for recipe in gone:
+            del self._asked[recipe]
+        return [life for recipe in gone for life in self._held.pop(recipe)]
+
     def _refill(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._needs_more())
-                if self._closed or self._recipe is None:
+                if self._closed:
                     return
-                recipe, self._making = self._recipe, True
+                # The last one that was asked for, unless it has its share already.
+                least = min(len(ready) for ready in self._held.values())
+                recipe = next(r for r in reversed(self._held) if len(self._held[r]) == least)
+                self._making = recipe
             life = None
             try:
                 life = self._made(recipe)
             except Exception as error:  # a taker makes its own, and is told; without us it would wait for ever
                 log.debug("the pool could not make a clone: %s", error)
             with self._changed:
-                self._making = False
-                kept = life is not None and recipe == self._recipe and not self._closed
+                self._making = None
+                kept = life is not None and recipe in self._held and not self._closed
                 if life is not None and kept:
-                    self._ready.append(life)
+                    self._held[recipe].append(life)
                 self._stalled = life is None
                 self._changed.notify_all()
             if life is not None and not kept:
@@ -100,17 +123,18 @@ class Pool:
 
     def _needs_more(self) -> bool:
         most = self.size if self.wanted is None else min(self.size, self.wanted)
-        if self._recipe is None or self._stalled or len(self._ready) >= most:
+        held = len(self.ready)
+        if not self._held or self._stalled or held >= most:
             return False
         left = memory.available() - memory.RESERVE - memory.CLONE
         if left < 0 and not self.shortage:
             self.shortage = (
-                f"the pool kept {len(self._ready)} guests ready and not {most}: {memory.available()} MiB of memory "
+                f"the pool kept {held} guests ready and not {most}: {memory.available()} MiB of memory "
                 f"were left, of which it leaves {memory.RESERVE}"
             )
         return left >= 0
 
-    def _made(self, recipe: tuple[Snapshot, Qemu, Manner]) -> Life:
+    def _made(self, recipe: Recipe) -> Life:
         life = clone(*recipe, remember=self._remember)
         try:
             deadline = Deadline(WARM * life.manner.timeout_scale)
@@ -132,7 +156,8 @@ class Pool:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            ready, self._ready = self._ready, deque()
+            ready = self.ready
+            self._held.clear()
         for life in ready:
             life.close()
         if self._thread is not None and self._thread is not threading.current_thread():
