@@ -113,7 +113,7 @@ def template(
         progress.step(f"waiting for another process that boots {manner.name} for its template")
 
     with _disk_errors(path), cache.lock(store.locked(path), waiting=waiting):
-        found = _opened(path)
+        found = _opened(path, telling=True)
         if found is None:
             memory.require(machine.memory)
             with cache.building(path, key) as work:
@@ -127,15 +127,17 @@ def template(
     return found
 
 
-def _opened(path: Path) -> Snapshot | None:
+def _opened(path: Path, *, telling: bool = False) -> Snapshot | None:
+    """The template, None where there is none that is whole; ``telling`` says so of one that is damaged."""
     try:
         return Snapshot(path)
     except FileNotFoundError:
         return None
     except SnapshotError as error:
-        import logging
+        if telling:
+            import logging
 
-        logging.getLogger("vmtest").warning("%s; it is made again", error.message)
+            logging.getLogger("vmtest").warning("%s; it is made again", error.message)
         return None
 
 
