@@ -66,9 +66,10 @@ class Pool:
         """A paused clone, or None where making one is the soonest way to one. Refills in the background."""
         if self.size < 1 or self._closed or os.getpid() != self._owner:
             return None
-        if not snapshot.untouched:  # clones that wait see what has been changed in it; a new one is told
-            return None
         recipe = (snapshot, qemu, manner)
+        if not snapshot.untouched:  # clones that wait see what has been changed in it; who makes a new one is told
+            self._give_up(recipe)
+            return None
         with self._changed:
             ready = self._held[recipe] = self._held.pop(recipe, deque[Life]())
             self._askings += 1
@@ -87,6 +88,13 @@ class Pool:
             life.close()
             return None
         return life
+
+    def _give_up(self, recipe: Recipe) -> None:
+        with self._changed:
+            spoilt = self._held.pop(recipe, ())
+            self._asked.pop(recipe, None)
+        for life in spoilt:
+            life.close()
 
     def _stale(self) -> list[Life]:
         """What nobody has asked for in a long time: it leaves its place to others."""

@@ -222,6 +222,8 @@ def test_damage_during_a_session(own: Path, harm: Callable[[Path], object], pool
         with _boot(steps) as guest:
             assert _good(guest)
         assert steps.boots == 1
+        with _ready(booting._pool):
+            assert all(life.parent and life.parent.untouched for life in booting._pool.ready)
 
 
 @contextmanager
