@@ -87,7 +87,7 @@ class Running:
         self._shutdown: Event | None = None
         self.verdict.on_set(self._wake)
         self._stopped_by_us = incoming
-        self._reset_by_us = False
+        self._reset_by_us = self._reset_itself = False
         self._scanner = CrashScanner(timestamps=stamped)
         self._scanning = threading.Lock()
         self._printed = threading.Event()
@@ -237,7 +237,8 @@ class Running:
     def _forget_life(self) -> None:
         fatal = self._last_reports()
         self.verdict.clear()  # a crashed guest lives again,
-        if fatal and not self._reset_by_us:  # unless its panic was what reset it (panic=-1): that is told
+        self._reset_itself = bool(fatal) and not self._reset_by_us
+        if self._reset_itself:  # unless its panic was what reset it (panic=-1): that is told
             self.verdict.set(lambda: self._panicked(fatal[-1]))
         self._reset_by_us = False
         self.on_reset()
@@ -377,7 +378,14 @@ class Running:
         Raises QemuDied or GuestGone where QEMU has ended.
         """
         with self._changed:  # it may just be starting again, after a reset of its own
+            begins = self._again
             self._changed.wait_for(lambda: not self._again, deadline.timeout)
+        if (begins or self._reset_itself) and not self.ended:
+            # That was it. A q35 that is reset once more as it begins hangs: QEMU leaves the PAM registers as they are,
+            # and where SeaBIOS was about to copy itself to there is nothing yet.
+            self._reset_itself = False
+            self.verdict.clear()
+            return True
         assert self.qmp is not None
         before, self._reset_by_us = self.resets, True
         with contextlib.suppress(QmpError):  # the one reason is that QEMU has ended, or it shows below
