@@ -12,7 +12,7 @@ from typing import Unpack
 
 from vmtest import cloning, identity
 from vmtest.deadline import Deadline
-from vmtest.errors import ColdBootWarning, SnapshotError, UsageError
+from vmtest.errors import ColdBootWarning, SnapshotError, UsageError, VmtestError
 from vmtest.guest import Guest
 from vmtest.host import Qemu, choose, find_qemu, memory
 from vmtest.life import Life
@@ -191,12 +191,24 @@ def _template(
 
 def _clone(snapshot: Snapshot, machine: Machine, qemu: Qemu, manner: Manner, logs: Path | None) -> Life:
     life = _pool.take(snapshot, qemu, manner) if poolable(machine) else None
-    if life is None:
+    if life is None or not _goes_on(life):
         return cloning.clone(snapshot, qemu, manner, logs=logs, remember=True)
-    life.started = time.monotonic()
     if logs is not None:
         life.move_logs(logs)
     return life
+
+
+def _goes_on(life: Life) -> bool:
+    """Let a clone out of the pool run; whether it answers. Its QEMU may have been killed a moment ago."""
+    life.started = time.monotonic()
+    try:
+        life.uplink.wake(life.running.resume, Deadline(life.manner.boot_timeout * life.manner.timeout_scale))
+    except BaseException as error:
+        life.close()
+        if not isinstance(error, VmtestError):
+            raise
+        return False
+    return True
 
 
 def _warn(manner: Manner, why: str) -> None:
