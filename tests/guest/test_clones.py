@@ -86,6 +86,7 @@ _PROCESSES = "for it in /proc/[0-9]*; do read -r name < $it/comm && echo $name; 
 
 
 def look(guest: vmtest.Guest) -> Seen:
+    """What of the guest must be as it was in its template."""
     # The clock first, and no file is read before free memory is.
     before = time.time()
     clock = int(guest.run("date +%s").stdout)
@@ -207,7 +208,7 @@ def test_no_two_draw_the_same() -> None:
 def test_no_two_of_a_pool_draw_the_same(pool: Pool) -> None:
     """So do clones that were made ahead: each other's draws, and those of clones that were not."""
     drawn = []
-    for _ in range(12):
+    for _ in range(8):
         with vmtest.boot() as first, vmtest.boot() as second:
             drawn += [_draws(first), _draws(second)]
     _all_differ(drawn)
@@ -306,7 +307,7 @@ def _by_console(guest: vmtest.Guest) -> None:
 
 @pytest.mark.parametrize("way", [_by_reboot, _by_reset, _by_panic, _by_console])
 def test_reboot_is_a_cold_boot(disk: Path, way: object) -> None:
-    """However a clone comes to be reset, it boots as a cold guest: memory forgotten, disk kept; then it can be ended."""
+    """However a clone comes to be reset, it boots as a cold guest: memory forgotten, disk kept; then it shuts down."""
     assert callable(way)
     with vmtest.boot("linux-x86_64", disk=disk) as guest:
         guest.console.expect_exact(READY)
