@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from owncache import own_cache
@@ -44,7 +45,7 @@ class Cli:
         """The snapshots that people have named."""
         return [row["name"] for row in self.rows() if not row["what"].startswith("template:")]
 
-    def rows(self) -> list[dict[str, object]]:  # type: ignore[type-arg]
+    def rows(self) -> list[dict[str, Any]]:
         """What list --json says."""
         return json.loads(self("snapshot", "list", "--json").stdout)  # type: ignore[no-any-return]
 
@@ -72,8 +73,8 @@ def test_from_create_to_prune(cli: Cli, tmp_path: Path) -> None:
     )
     assert named["what"] == "linux-x86_64, saved by its user"
     assert template["what"] == "template: linux-x86_64 as it has just booted"
-    assert all(0 < row["size"] < 200 << 20 for row in (named, template))  # type: ignore[operator]
-    assert all(abs(time.time() - row["used"]) < 300 for row in (named, template))  # type: ignore[operator]
+    assert all(0 < row["size"] < 200 << 20 for row in (named, template))
+    assert all(abs(time.time() - row["used"]) < 300 for row in (named, template))
     table = cli("snapshot", "list").stdout
     assert [line.split()[0] for line in table.splitlines()] == ["name", "-" * 16, "ready", template["name"]]
     shown = json.loads(cli("snapshot", "show", "ready").stdout)
@@ -156,7 +157,7 @@ def test_damaged_snapshot(cli: Cli) -> None:
         assert done.stderr.startswith("vmtest: host error: the snapshot ")
         assert "its device state has changed since it was saved" in done.stderr
     (state.parent / "manifest.json").write_text("{}")
-    assert next(row["what"] for row in cli.rows() if row["name"] == "spoilt").startswith("damaged: ")  # type: ignore[attr-defined]
+    assert next(row["what"] for row in cli.rows() if row["name"] == "spoilt").startswith("damaged: ")
     assert "freed" in cli("snapshot", "rm", "spoilt").stdout
     assert cli.names() == []
 

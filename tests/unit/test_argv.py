@@ -10,7 +10,7 @@ import pytest
 
 from vmtest.errors import UsageError
 from vmtest.model.machine import Channel, Drive, Machine, Nic
-from vmtest.qemu.argv import Wiring, argv, escape, shown
+from vmtest.qemu.argv import Ram, Wiring, argv, escape, shown
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "argv"
 SOCKETS = Wiring.sockets(console=10, qmp=11, agent=12)
@@ -21,6 +21,11 @@ DRIVES = (
     Drive(path=Path("/disks/e.img"), readonly=True),
 )
 NICS = (Nic(), Nic(model="e1000e", backend="user,hostfwd=tcp:127.0.0.1:0-:22,restrict=on", mac="52:54:00:12:34:56"))
+
+
+def _in_memory(ram: Ram, *, incoming: bool) -> Wiring:
+    return Wiring.sockets(console=10, qmp=11, agent=12, ram=ram, incoming=incoming)
+
 
 CASES: dict[str, tuple[Machine, Wiring]] = {
     **{
@@ -44,6 +49,27 @@ CASES: dict[str, tuple[Machine, Wiring]] = {
     "by-hand-without-agent": (Machine(accel="tcg", channel=Channel.CONSOLE, **LINUX), Wiring.by_hand(agent=False)),
     "qga": (Machine(accel="tcg", channel=Channel.QGA, **LINUX), SOCKETS),
     "console-only": (Machine(accel="tcg", **LINUX), Wiring.sockets(console=10, qmp=11, agent=None)),
+    # A template boots in a shared file; its clones have the file privately, read-only where QEMU can do that, and are
+    # given their state; a snapshot of a machine that was booted plainly knows its memory by the machine type's name.
+    "template": (Machine(accel="tcg", **LINUX), _in_memory(Ram(path="/t/a,b/ram", shared=True), incoming=False)),
+    "clone": (
+        Machine(accel="tcg", drives=DRIVES, **LINUX),
+        _in_memory(Ram(path="/proc/self/fd/13", shared=False), incoming=True),
+    ),
+    "clone-readonly": (
+        Machine(accel="kvm", memory=1024, nics=NICS, **LINUX),
+        _in_memory(Ram(path="/proc/self/fd/13", shared=False, readonly=True), incoming=True),
+    ),
+    "clone-of-a-booted-machine": (
+        Machine(arch="aarch64", accel="tcg", **LINUX),
+        _in_memory(Ram(path="/proc/self/fd/13", shared=False, block="mach-virt.ram"), incoming=True),
+    ),
+    "clone-with-firmware": (
+        Machine(accel="tcg", machine="pc", firmware=Path("/usr/share/seabios/bios.bin"), channel=Channel.CONSOLE),
+        Wiring.sockets(
+            console=10, qmp=11, agent=None, ram=Ram(path="/ram", shared=True, block="pc.ram"), incoming=True
+        ),
+    ),
     "firmware": (Machine(accel="tcg", firmware=Path("/usr/share/seabios/bios.bin")), SOCKETS),
     "everything-asked-for": (
         Machine(
@@ -93,6 +119,20 @@ def test_shown_is_what_a_shell_reads(name: str) -> None:
     """The command that errors show gives the same words when it is pasted into a shell."""
     command = argv(*CASES[name])
     assert tuple(shlex.split(shown(command))) == command
+
+
+def test_a_restored_machine_loads_nothing() -> None:
+    """A machine that waits for its state is told neither kernel nor initrd, and is otherwise the one that was saved."""
+    machine = Machine(accel="tcg", drives=DRIVES, nics=NICS, **LINUX)
+    ram = Ram(path="/ram", shared=False)
+    saved, restored = (list(argv(machine, _in_memory(ram, incoming=incoming))) for incoming in (False, True))
+    for option in ("-kernel", "-initrd", "-append"):
+        at = saved.index(option)
+        del saved[at : at + 2]
+    at = restored.index("-incoming")
+    assert restored[at : at + 2] == ["-incoming", "defer"]
+    del restored[at : at + 2]
+    assert restored == saved
 
 
 def test_escape() -> None:
