@@ -20,6 +20,9 @@ from vmtest.workdir import Workdir
 
 __all__ = ["Life"]
 
+LEAN = {"MALLOC_ARENA_MAX": "1"}
+"""glibc gives each thread of QEMU an arena of its own: a MiB a guest, for nothing that was measured to be faster."""
+
 
 class Life:
     """A machine from its start to its end. ``close`` ends it, and removes its working directory.
@@ -61,7 +64,7 @@ class Life:
                 qemu,
                 drives=drives,
                 directory=self.logs,
-                environment=self.workdir.environment,
+                environment=self.workdir.environment | LEAN,
                 scale=manner.timeout_scale,
                 timeout=manner.timeout,
                 stamped=manner.stamped,
