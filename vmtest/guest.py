@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,18 +23,16 @@ from vmtest.errors import (
 from vmtest.life import Life
 from vmtest.model.machine import Channel, Machine
 from vmtest.model.observation import CrashReport, Result
-from vmtest.pool import Pool
+from vmtest.output import Output
 from vmtest.qemu.channel import Command, CommandChannel, OnOutput
 from vmtest.qemu.console import Console
+from vmtest.resetting import Resetter, Way
 from vmtest.running import Running
 from vmtest.snapshots import Snapshot, store
 from vmtest.uplink import Uplink
 from vmtest.workdir import Workdir
 
 __all__ = ["Guest"]
-
-OUTPUT_LIMIT = 1 << 29
-"""Bytes of a command's output that a Result holds; a command that writes more without ``stream`` is killed."""
 
 
 class Guest:
@@ -56,7 +52,7 @@ class Guest:
         self.timeout_scale = life.manner.timeout_scale
         self.boot_seconds: float | None = None
         self._kept: list[Workdir] = []  # of snapshots that go with us
-        self._ahead: Pool | None = None
+        self._resetter: Resetter | None = None
 
     @property
     def _running(self) -> Running:
@@ -157,7 +153,7 @@ class Guest:
         shown = command if isinstance(command, str) else shlex.join(arguments)
         data = input.encode() if isinstance(input, str) else input or b""
         deadline = self._deadline(timeout)
-        kept = _Kept(stream)
+        kept = Output(stream)
         if self._running.paused:
             raise UsageError(f"{self.name} is paused, and runs nothing", hint="resume() it first")
         with self._explained():
@@ -284,8 +280,9 @@ class Guest:
     def close(self) -> None:
         """As ``kill``; a second time does nothing."""
         self._life.close()
-        if self._ahead is not None:
-            self._ahead.close()
+        if self._resetter is not None:
+            self._resetter.close()
+            self._resetter = None
         while self._kept:
             self._kept.pop().remove()
 
@@ -324,18 +321,33 @@ class Guest:
             self._become(cloning.clone(snapshot, self._life.qemu, self._life.manner))
         return self
 
-    def reset_to(self, snapshot: Snapshot) -> Self:
-        """As ``restore``, for those who do it again and again: the next clone is made ahead, while this one is used.
+    def reset_to(self, snapshot: Snapshot, *, way: Way | None = None) -> Self:
+        """As ``restore``, for those who do it again and again: the faster of two ways is found out and then taken.
 
-        That is some milliseconds where loadvm in the same QEMU is 70 and more (benchmarks/pristine.py).
+        One is a clone that was made ahead, while this guest was used: milliseconds where there was time for that, else
+        what is left of making it. The other is loadvm in the same QEMU: milliseconds for a small machine, and 100 and
+        more for one whose memory is in use. The first resets measure both, to the answer of vmtest's agent where there
+        is one; ``reset_way`` is what they have shown. A guest that has crashed, is paused, or whose QEMU has died is
+        reset as well, and a command that runs in another thread raises GuestGone.
+
+        ``way`` ("loadvm" or "clone") is for those who must have one. By loadvm an x86's TSC does not go back: it, and a
+        kernel's clock with it, is ahead by the seconds that the guest has run since, 10 at most. A kernel on x86 is
+        therefore reset by clones unless loadvm is asked for.
+
+        Raises SnapshotError, also where loadvm is asked for and QEMU refuses; UsageError for a snapshot of another
+        machine.
         """
         self._fits(snapshot)
-        if self._ahead is None:
-            self._ahead = Pool(1)
+        if self._resetter is None:
+            self._resetter = Resetter()
         with self._explained():
-            life = self._ahead.take(snapshot, self._life.qemu, self._life.manner)
-            self._become(life or cloning.clone(snapshot, self._life.qemu, self._life.manner))
+            self._resetter.reset(self._life, snapshot, self._become, way=way)
         return self
+
+    @property
+    def reset_way(self) -> Way | None:
+        """The way that ``reset_to`` takes, "loadvm" or "clone", None while it has not measured both."""
+        return self._resetter.way if self._resetter is not None else None
 
     def _fits(self, snapshot: Snapshot) -> None:
         if snapshot.machine != self.machine:
@@ -344,13 +356,14 @@ class Guest:
             )
 
     def _become(self, life: Life) -> None:
-        """Change into that life, which stands still, and let it run."""
-        before, logs = self._life, self._life.logs
-        kept = before.logs != before.workdir.path
-        self._life = life
-        before.close()
-        if kept:
-            life.move_logs(logs)
+        """Change into that life, which stands still and may be the present one, and let it run."""
+        if life is not self._life:
+            before, logs = self._life, self._life.logs
+            kept = before.logs != before.workdir.path
+            self._life = life
+            before.close()
+            if kept:
+                life.move_logs(logs)
         life.started = time.monotonic()
         life.uplink.wake(life.running.resume, Deadline(self.boot_timeout * self.timeout_scale))
 
@@ -390,27 +403,3 @@ class Guest:
                 self._running.verdict.check()  # which says why it has gone
             error.evidence |= {title: text for title, text in self.evidence.items() if title not in error.evidence}
             raise
-
-
-class _Kept:
-    """Takes a command's output: keeps it, shows it, or hands it on, as ``stream`` says."""
-
-    def __init__(self, stream: bool | OnOutput) -> None:
-        self.streams = {"stdout": bytearray(), "stderr": bytearray()}
-        self._text = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in self.streams}
-        self._stream = stream
-
-    def __call__(self, name: str, data: bytes) -> None:
-        if callable(self._stream):
-            self._stream(name, data)
-            return
-        if self._stream:
-            target = sys.stdout if name == "stdout" else sys.stderr
-            target.write(self._text[name].decode(data))
-            target.flush()
-        self.streams[name] += data
-        if len(self.streams[name]) > OUTPUT_LIMIT:
-            raise GuestError(
-                f"the guest's command wrote more than {OUTPUT_LIMIT >> 20} MiB to its {name}",
-                hint="take it as it comes with stream=FUNCTION, or redirect it into a file of the guest",
-            )

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from vmtest.errors import GuestGone, GuestPanicked, HostError, QemuDied, QmpErro
 from vmtest.host import Qemu
 from vmtest.model.machine import Channel, Drive, Machine
 from vmtest.model.observation import CrashReport, Severity
+from vmtest.qemu import loop
 from vmtest.qemu.argv import Ram, Wiring, argv, shown
 from vmtest.qemu.console import Console
 from vmtest.qemu.migration import Migration
@@ -93,6 +95,7 @@ class Running:
         self._printed = threading.Event()
         self._judging = False
         self._judged = 0
+        self._replaced_at = 0.0
         self.qmp: Qmp | None = None
 
         with_agent = machine.channel is not Channel.CONSOLE
@@ -201,7 +204,9 @@ class Running:
             fatal = self._fatal()
             self._judging = False
         if fatal and resets == self.resets and not self.alive(Deadline(ALIVE * self.scale)):
-            self.verdict.set(lambda: self._panicked(fatal[-1]))
+            with self._changed:
+                if resets == self.resets:  # it was not reset meanwhile
+                    self.verdict.set(lambda: self._panicked(fatal[-1]))
 
     def _fatal(self) -> list[CrashReport]:
         """The fatal reports that nobody has looked at yet."""
@@ -225,7 +230,7 @@ class Running:
             case "RESET":
                 # What the guest printed before may still be in the console's socket, behind this one's.
                 asyncio.get_running_loop().call_later(LATE, self._was_reset)
-            case "VSERPORT_CHANGE":
+            case "VSERPORT_CHANGE" if _time_of(event) > self._replaced_at:
                 self.on_port(bool(event["data"]["open"]))
             case "STOP" if not self._stopped_by_us and not self._ending:
                 threading.Thread(target=self._why_stopped, name="vmtest-stop", daemon=True).start()
@@ -372,6 +377,40 @@ class Running:
         self.execute("cont")
         self._stopped_by_us = False
 
+    @property
+    def replaceable(self) -> bool:
+        """Whether ``replacing`` works: it takes back what was sent to QEMU, for which both ends must be ours."""
+        return self._reset_ends_qemu
+
+    @contextlib.contextmanager
+    def replacing(self) -> Iterator[None]:
+        """While it lasts the stopped machine, crashed or not, is given the state of another moment, in this QEMU.
+
+        As at a reset, whoever waits for its present life is told, and a verdict is void. The new state does not see
+        what was sent to the old one, nor its console what the old one printed.
+        """
+        with self._changed:
+            self.resets += 1
+            self.verdict.clear()
+            self._changed.notify_all()
+        self._stopped_by_us = self._reset_by_us = True
+        self._forget_life()
+        for end in self._theirs.values():
+            with contextlib.suppress(OSError):  # EAGAIN, or EBADF where QEMU has ended
+                while end.recv(1 << 18, socket.MSG_DONTWAIT):
+                    pass
+        for _ in range(2):  # rounds of the background thread, which in the second has read what QEMU wrote
+            self.console.discard()  # a full console is not read
+            loop.call(lambda running: None)
+        self.console.discard()
+        with self._scanning:
+            self._scanner.flush()
+            self.reports.clear()
+            self._judged = 0
+        yield
+        # At the load QEMU closes and opens the agent's port, and tells of that up to a second later.
+        self._replaced_at = time.time()
+
     def press_reset(self, deadline: Deadline) -> bool:
         """Reset the machine, crashed or not; whether that happened in time.
 
@@ -429,3 +468,9 @@ class Running:
             self.agent_socket.close()
         self._close_theirs()
         return exit_code
+
+
+def _time_of(event: Event) -> float:
+    """When it happened, as time.time() has it."""
+    stamp = event["timestamp"]
+    return float(stamp["seconds"] + stamp["microseconds"] / 1e6)

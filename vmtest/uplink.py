@@ -72,7 +72,8 @@ class Uplink:
             threading.Thread(target=self._look_for_agent, name="vmtest-port", daemon=True).start()
 
     def _look_for_agent(self) -> None:
-        if not self._alive(Deadline(RESTARTED * self._running.scale)):
+        resets = self._running.resets
+        if not self._alive(Deadline(RESTARTED * self._running.scale)) and resets == self._running.resets:
             self._agent_has_ended()
 
     def _agent_has_ended(self) -> None:
@@ -123,6 +124,7 @@ class Uplink:
         random numbers of its own, and answers commands from here on. Raises GuestError.
         """
         if self.agent is None:
+            self._ready.set()  # its init said so before it was saved, and does not say it again
             go_on()
             return
         try:

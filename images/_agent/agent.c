@@ -64,7 +64,7 @@ __asm__(".globl _start\n_start:\n mv a0,sp\n andi sp,sp,-16\n call begin\n");
 enum { EINTR = 4, EAGAIN = 11, ENOENT = 2, EACCES = 13, ENOTDIR = 20, ENOEXEC = 8, E2BIG = 7 };
 enum { O_RDWR = 2, O_NONBLOCK = 04000, O_CLOEXEC = 02000000, AT_FDCWD = -100 };
 enum { POLLIN = 1, POLLOUT = 4, POLLERR = 8, POLLHUP = 16 };
-enum { F_SETFL = 4, F_SETPIPE_SZ = 1031, FIONREAD = 0x541B, RNDADDENTROPY = 0x40085203, RNDRESEEDCRNG = 0x5207, WNOHANG = 1, SIGKILL = 9, SIGPIPE = 13, SIGCHLD = 17 };
+enum { F_SETFL = 4, F_SETPIPE_SZ = 1031, FIONREAD = 0x541B, RNDADDENTROPY = 0x40085203, RNDRESEEDCRNG = 0x5207, WNOHANG = 1, SIGKILL = 9, SIGPIPE = 13, SIGCHLD = 17, SIGCONT = 18 };
 enum { SIG_BLOCK = 0, SIG_SETMASK = 2 };
 struct pollfd { int fd; short events, revents; };
 struct timespec { long sec, nsec; };
@@ -278,7 +278,7 @@ static int request(u8 *p, u32 n)
         if (w == -EAGAIN) {
             struct pollfd room = { spare.request, POLLOUT, 0 };
             struct timespec patience = { 1, 0 };
-            if (sys4(ppoll, &room, 1, &patience, 0) == 0) return 0; /* somebody has stopped it */
+            if (sys4(ppoll, &room, 1, &patience, 0) == 0) return 0; /* somebody stops it again and again */
         } else if (w != -EINTR) {
             if (w <= 0) return 0;
             at += (u32)w;
@@ -292,6 +292,7 @@ static const char *start(struct command *c, u8 *p, u32 n)
     const char *cwd, *why = parse(p, n, &cwd, &(char **){ 0 }, &(char **){ 0 });
     for (int tries = 0; !why && tries < 2; tries++) {
         if (!spare.pid && (why = fork_spare())) break;
+        sys(kill, spare.pid, SIGCONT, 0); /* somebody may have stopped it: it would never read */
         if (request(p, n)) {
             c->pid = spare.pid, c->in = spare.in, c->out = spare.out, c->err = spare.err;
             c->in_ends = 0, c->in_start = c->in_len = 0;

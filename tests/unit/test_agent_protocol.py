@@ -51,14 +51,14 @@ def binary() -> Path:
 class Guest:
     """The agent as a process on a pty, which stands for the virtio port, and a socket that leads there."""
 
-    def __init__(self, binary: Path, *, first: bytes = b"") -> None:
+    def __init__(self, binary: Path, *, first: bytes = b"", wrapper: tuple[str, ...] = ()) -> None:
         self.master, slave = pty.openpty()
         tty.setraw(slave)
         self.socket, self.far = socket.socketpair()
         if first:
             os.write(self.master, first)
         environment = {"PATH": os.environ["PATH"], "FROM_INIT": "yes", "CHANGED": "no"}
-        command = guarded((str(binary), os.ttyname(slave)))  # a test run that is killed leaves none behind
+        command = guarded((*wrapper, str(binary), os.ttyname(slave)))  # a test run that is killed leaves none behind
         self.process = subprocess.Popen(command, env=environment, cwd="/")
         self.slave = slave
         self.verdict = Verdict()
@@ -94,12 +94,26 @@ class Guest:
 
     def children(self) -> list[str]:
         """The commands that run: not the process that the agent keeps for the next one, which still is the agent."""
-        pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [
-            pid
-            for pid in pids
-            if Path(f"/proc/{pid}/exe").readlink() != Path(f"/proc/{self.process.pid}/exe").readlink()
-        ]
+        spare = self.spares()
+        return [pid for pid in self._forked() if pid not in spare]
+
+    def spares(self) -> list[str]:
+        """The processes that the agent has forked ahead."""
+        try:
+            own = Path(f"/proc/{self.process.pid}/exe").readlink()
+        except FileNotFoundError:  # it was killed
+            return []
+        return [pid for pid in self._forked() if Path(f"/proc/{pid}/exe").readlink() == own]
+
+    def spare(self) -> int:
+        """The one that the agent has forked ahead: there is one while no command runs."""
+        enough = Deadline(PATIENCE)
+        while len(found := self.spares()) != 1:
+            assert not enough.expired, found
+        return int(found[0])
+
+    def _forked(self) -> list[str]:
+        return Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
 
     def run(self, *argv: str, timeout: float = PATIENCE, **options: Any) -> tuple[Exit, bytes, bytes]:
         streams = {"stdout": bytearray(), "stderr": bytearray()}
@@ -298,6 +312,115 @@ def test_timeout_of_a_command_that_never_pauses(guest: Guest) -> None:
     with pytest.raises(TimeoutError):
         guest.agent.run(Command(argv=["yes"]), deadline=Deadline(0.3), on_output=reads_slowly)
     assert guest.children() == []
+
+
+def test_spare_process_is_killed(guest: Guest) -> None:
+    """Somebody kills the process that waits for its command: the next command runs all the same, however soon."""
+    for number in range(20):
+        os.kill(guest.spare(), signal.SIGKILL)
+        assert guest.sh(f"echo {number}")[:2] == (Exit(0, None), b"%d\n" % number)
+
+
+def test_spare_process_is_stopped(guest: Guest) -> None:
+    """Somebody stops the process that waits for its command: the next command runs all the same."""
+    os.kill(guest.spare(), signal.SIGSTOP)
+    assert guest.sh("echo on", timeout=10)[:2] == (Exit(0, None), b"on\n")
+    os.kill(guest.spare(), signal.SIGSTOP)
+    longest = "x" * 60_000
+    assert guest.run("echo", longest, timeout=10)[1].decode() == longest + "\n"
+
+
+def test_spare_process_ends_with_the_agent(guest: Guest) -> None:
+    """When the agent is killed, the process that waited for a command ends by itself."""
+    spare = guest.spare()
+    os.kill(guest.process.pid, signal.SIGKILL)
+    assert pid_ends(spare)
+
+
+def test_spare_process_is_no_command(guest: Guest) -> None:
+    """It has a session of its own and nobody's terminal, and a reconnection of the host leaves it alone."""
+    spare = guest.spare()
+    assert os.getsid(spare) == spare
+    assert guest.agent.connect(Deadline(PATIENCE))
+    assert guest.spare() == spare
+    result, out, _ = guest.sh("echo $$")
+    assert (result, int(out)) == (Exit(0, None), spare)
+    assert guest.spare() != spare
+
+
+WITHOUT_RIGHTS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+"""An agent that may not touch the clock and the random numbers: those of this host are not for tests."""
+
+
+@pytest.fixture
+def powerless(binary: Path) -> Iterator[Guest]:
+    """An agent that runs, is not connected, and may do nothing that not everybody may."""
+    guest = Guest(binary, wrapper=WITHOUT_RIGHTS if os.getuid() == 0 else ())
+    try:
+        yield guest
+    finally:
+        guest.close()
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_wake_that_is_refused(powerless: Guest, connected: bool) -> None:
+    """A guest that cannot renew its random numbers says so with the kernel's reason; and it answers from there on."""
+    if connected:
+        assert powerless.agent.connect(Deadline(PATIENCE))
+    with pytest.raises(GuestError, match="random numbers could not be set anew: Operation not permitted"):
+        powerless.agent.wake(lambda: None, Deadline(PATIENCE), connected=connected)
+    assert powerless.sh("echo alive")[1] == b"alive\n"
+
+
+def test_wake_tells_of_each(powerless: Guest) -> None:
+    """The answer has an error number for the random numbers and one for the clock."""
+    assert powerless.agent.connect(Deadline(PATIENCE))
+    for size in (1, 64, 256):
+        assert wake(powerless, module.struct.pack("<QQ", 0, 0) + bytes(size)) == [(module.WAKE, TWO.pack(1, 1))]
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(8), bytes(16), bytes(16 + 257), bytes(60_000)])
+def test_malformed_wake(powerless: Guest, payload: bytes) -> None:
+    """A WAKE without random bytes, or with more than the agent has room for, is ignored."""
+    assert powerless.agent.connect(Deadline(PATIENCE))
+    assert wake(powerless, payload) == []
+    assert powerless.sh("echo alive")[1] == b"alive\n"
+
+
+def wake(guest: Guest, payload: bytes) -> list[tuple[int, bytes]]:
+    """Send that WAKE; the frames that came as answers by the time of the next answer."""
+    guest.agent._queues[99] = frames = module.deque()
+    guest.agent._send(module.WAKE, 99, payload, Deadline(PATIENCE))
+    assert guest.agent.answers(Deadline(PATIENCE))
+    return [*frames]
+
+
+def test_wake_is_first(powerless: Guest) -> None:
+    """What stands still finds HELLO and WAKE waiting before anything else when it goes on."""
+    powerless.process.send_signal(signal.SIGSTOP)
+    went_on = []
+
+    def go_on() -> None:
+        went_on.append(True)
+        powerless.process.send_signal(signal.SIGCONT)
+
+    with pytest.raises(GuestError, match="not permitted"):
+        powerless.agent.wake(go_on, Deadline(PATIENCE), connected=False)
+    assert went_on == [True]
+    assert powerless.sh("echo alive")[1] == b"alive\n"
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_wake_that_nobody_answers(powerless: Guest, connected: bool) -> None:
+    """A guest that does not go on is told by the deadline, and can be connected to later."""
+    if connected:
+        assert powerless.agent.connect(Deadline(PATIENCE))
+    powerless.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(TimeoutError):
+        powerless.agent.wake(lambda: None, Deadline(0.3), connected=connected)
+    powerless.process.send_signal(signal.SIGCONT)
+    assert powerless.agent.connect(Deadline(PATIENCE))
+    assert powerless.sh("echo alive")[1] == b"alive\n"
 
 
 def pid_ends(pid: int) -> bool:

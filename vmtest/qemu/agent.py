@@ -80,6 +80,7 @@ class Agent:
         self._closed = False
         self._received = bytearray()
         self._unsent = b""
+        self._unsent_of = self._lives = 0
         self._awaited: bytes | None = None
         verdict.on_set(self._wake)
         sock.setblocking(False)
@@ -198,6 +199,7 @@ class Agent:
     def forget(self) -> None:
         """The guest has been reset: whoever waits for a command gets GuestGone; ``connect`` begins anew."""
         with self._changed:
+            self._lives += 1
             self._awaited = None
             for number, queue in self._queues.items():
                 if number != HELLO_ID:
@@ -305,8 +307,10 @@ class Agent:
         if not self._sending.acquire(timeout=min(deadline.remaining, threading.TIMEOUT_MAX)):
             raise TimeoutError
         try:
+            if self._unsent_of != self._lives:  # its beginning has gone with the life that it was sent to
+                self._unsent = b""
             self._flush(deadline, judged)
-            self._unsent = HEADER.pack(kind, number, len(payload)) + payload
+            self._unsent, self._unsent_of = HEADER.pack(kind, number, len(payload)) + payload, self._lives
             self._flush(deadline, judged)
         finally:
             self._sending.release()
@@ -314,6 +318,9 @@ class Agent:
     def _flush(self, deadline: Deadline, judged: bool) -> None:
         size = len(self._unsent)
         while self._unsent:
+            if self._unsent_of != self._lives:
+                self._unsent = b""
+                raise GuestGone("the guest was reset, or its agent was killed, while something was sent to it")
             try:
                 self._unsent = self._unsent[self._sock.send(self._unsent) :]
             except BlockingIOError:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vmtest.errors import HostError, UsageError
 
-__all__ = ["create_overlay", "set_backing", "virtual_size"]
+__all__ = ["create_empty", "create_overlay", "set_backing", "virtual_size"]
 
 MAGIC = b"QFI\xfb"
 HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")  # version 3, 104 bytes
@@ -39,21 +39,29 @@ def create_overlay(path: Path, backing: str, backing_format: str, size: int) -> 
 
     Raises HostError for a path that is too long for the format.
     """
+    kind = backing_format.encode()
+    extension = struct.pack(">II", EXTENSION_FORMAT, len(kind)) + kind.ljust(-(-len(kind) // 8) * 8, b"\0")
+    _create(path, size, extension, _name(backing))
+
+
+def create_empty(path: Path, size: int) -> None:
+    """Make an image of ``size`` bytes that lies over nothing."""
+    _create(path, size, b"", b"")
+
+
+def _create(path: Path, size: int, extensions: bytes, backing: bytes) -> None:
     # Per L1 entry one L2 table of a cluster: CLUSTER / 8 entries of a cluster each.
     l1_entries = max(1, -(-size // (CLUSTER * (CLUSTER // 8))))
     l1_clusters = -(-l1_entries * 8 // CLUSTER)
     used = 3 + l1_clusters  # header, refcount table, refcount block, L1 table
-    kind = backing_format.encode()
-    extension = struct.pack(">II", EXTENSION_FORMAT, len(kind)) + kind.ljust(-(-len(kind) // 8) * 8, b"\0") + bytes(8)
-    name = _name(backing)
     # fmt: off
     header = HEADER.pack(
-        MAGIC, 3, NAME_AT, len(name), CLUSTER_BITS, size, 0, l1_entries, 3 * CLUSTER, CLUSTER, 1,
+        MAGIC, 3, NAME_AT if backing else 0, len(backing), CLUSTER_BITS, size, 0, l1_entries, 3 * CLUSTER, CLUSTER, 1,
         0, 0, 0, 0, 0, 4, HEADER.size,
     )
     # fmt: on
     with path.open("wb") as file:
-        file.write((header + extension).ljust(NAME_AT, b"\0") + name)
+        file.write((header + extensions + bytes(8)).ljust(NAME_AT, b"\0") + backing)
         file.seek(CLUSTER)
         file.write(struct.pack(">Q", 2 * CLUSTER))
         file.seek(2 * CLUSTER)
