@@ -244,3 +244,14 @@ def test_linux_is_cloned(linux: tuple[vmtest.Guest, vmtest.Snapshot]) -> None:
         guest.reset_to(snapshot)
         assert guest.run("cat /tmp/file").stdout == "kept\n"
     assert guest.reset_way == "clone" if guest.machine.arch == "x86_64" else guest.reset_way in WAYS
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_over_the_console(way: Way) -> None:
+    """A guest whose commands go over its console answers them after each reset."""
+    with vmtest.boot(channel="console", cold=True) as guest:
+        guest.run("echo kept > /tmp/file").check()
+        snapshot = guest.snapshot()
+        for _ in range(3):
+            guest.reset_to(snapshot, way=way)
+            assert guest.run("cat /tmp/file; echo lost > /tmp/file").stdout == "kept\n"
