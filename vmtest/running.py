@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vmtest.crash import CrashScanner
+from vmtest.crash import CrashWatch
 from vmtest.deadline import Deadline
 from vmtest.errors import GuestGone, GuestPanicked, HostError, QemuDied, QmpError, VmtestError
 from vmtest.host import Qemu
 from vmtest.model.machine import Channel, Drive, Machine
-from vmtest.model.observation import CrashReport, Severity
+from vmtest.model.observation import CrashReport
 from vmtest.qemu import loop
 from vmtest.qemu.argv import Ram, Wiring, argv, shown
 from vmtest.qemu.console import Console
@@ -27,14 +27,10 @@ from vmtest.qemu.verdict import Verdict
 
 __all__ = ["Running"]
 
-SETTLE = 0.3
-"""Seconds of silence after which a crash report on the console is taken for complete."""
-LONGEST_REPORT = 3.0
 LATE = 0.05
+"""Seconds after an event in which the console's last words before it are read."""
 RESETS = ("guest-reset", "host-qmp-system-reset", "subsystem-reset")
 """QEMU's reasons for a shutdown that -no-reboot has made of a reset (qapi/run-state.json, ShutdownCause)."""
-REPORTS = 1000
-"""Crash reports kept of one guest."""
 ALIVE = 0.5
 """Seconds that a guest whose console shows a panic has to prove that it lives: somebody may have printed the text."""
 
@@ -75,7 +71,6 @@ class Running:
         self.ram = ram
         self._incoming = incoming
         self.verdict = Verdict()
-        self.reports: list[CrashReport] = []
         self.resets = 0
         self.alive: Callable[[Deadline], bool] = lambda deadline: False
         self.on_text: Callable[[bytes], None] = lambda data: None
@@ -90,11 +85,7 @@ class Running:
         self.verdict.on_set(self._wake)
         self._stopped_by_us = incoming
         self._reset_by_us = self._reset_itself = False
-        self._scanner = CrashScanner(timestamps=stamped)
-        self._scanning = threading.Lock()
-        self._printed = threading.Event()
-        self._judging = False
-        self._judged = 0
+        self._crashes = CrashWatch(stamped=stamped, scale=scale, moment=lambda: self.resets, on_fatal=self._has_crashed)
         self._replaced_at = 0.0
         self.qmp: Qmp | None = None
 
@@ -177,41 +168,20 @@ class Running:
     def remember(self, transcript: bytes) -> None:
         """Take what the guest printed before it was ours as printed here: to be expected, logged, and judged."""
         self.console.remember(transcript)
-        with self._scanning:
-            self.reports += self._scanner.feed(transcript) + self._scanner.flush()
-            self._judged = len(self.reports)  # it has survived them
+        self._crashes.survived(transcript)
 
     # -- what is seen, in the background thread ------------------------------------------------------------------
 
     def _on_console(self, data: bytes) -> None:
-        self._printed.set()
         self.on_text(data)
-        with self._scanning:
-            fresh = self._scanner.feed(data)
-            self.reports += fresh[: REPORTS - len(self.reports)]
-            crashed = self._scanner.pending or any(report.severity >= Severity.FATAL for report in fresh)
-            if crashed and not self._judging:
-                self._judging = True
-                threading.Thread(target=self._judge, name="vmtest-crash", daemon=True).start()
+        self._crashes.feed(data)
 
-    def _judge(self) -> None:
-        """A crash report has begun: wait for its rest, and see whether the guest has survived it."""
-        resets, most = self.resets, Deadline(LONGEST_REPORT * self.scale)
-        while self._printed.wait(SETTLE) and self._scanner.pending and not most.expired:
-            self._printed.clear()
-        with self._scanning:
-            self.reports += self._scanner.flush()[: REPORTS - len(self.reports)]
-            fatal = self._fatal()
-            self._judging = False
-        if fatal and resets == self.resets and not self.alive(Deadline(ALIVE * self.scale)):
+    def _has_crashed(self, report: CrashReport, resets: int) -> None:
+        """A fatal report is complete: see whether the guest has survived it."""
+        if resets == self.resets and not self.alive(Deadline(ALIVE * self.scale)):
             with self._changed:
                 if resets == self.resets:  # it was not reset meanwhile
-                    self.verdict.set(lambda: self._panicked(fatal[-1]))
-
-    def _fatal(self) -> list[CrashReport]:
-        """The fatal reports that nobody has looked at yet."""
-        fresh, self._judged = self.reports[self._judged :], len(self.reports)
-        return [report for report in fresh if report.severity >= Severity.FATAL]
+                    self.verdict.set(lambda: self._panicked(report))
 
     def _panicked(self, report: CrashReport) -> VmtestError:
         return GuestPanicked(
@@ -240,7 +210,7 @@ class Running:
         self._count_reset()
 
     def _forget_life(self) -> None:
-        fatal = self._last_reports()
+        fatal = self._crashes.end()
         self.verdict.clear()  # a crashed guest lives again,
         self._reset_itself = bool(fatal) and not self._reset_by_us
         if self._reset_itself:  # unless its panic was what reset it (panic=-1): that is told
@@ -252,12 +222,6 @@ class Running:
         with self._changed:
             self.resets += 1
             self._changed.notify_all()
-
-    def _last_reports(self) -> list[CrashReport]:
-        """The guest's life has ended: what its kernel printed is complete; the fatal reports of it."""
-        with self._scanning:
-            self.reports += self._scanner.flush()[: REPORTS - len(self.reports)]
-            return self._fatal()
 
     def _why_stopped(self) -> None:
         """QEMU stopped the guest by itself: KVM met what it cannot run, or a disk is full."""
@@ -313,7 +277,7 @@ class Running:
         if self._again:
             threading.Thread(target=self._start_again, name="vmtest-reset", daemon=True).start()
             return
-        fatal = self._last_reports()
+        fatal = self._crashes.end()
         if fatal:
             self.verdict.set(lambda: self._panicked(fatal[-1]))
         elif exit_code == 0:
@@ -348,6 +312,11 @@ class Running:
                 self.verdict.check()
             error.evidence |= self.evidence()
             raise
+
+    @property
+    def reports(self) -> list[CrashReport]:
+        """The crash reports seen so far."""
+        return self._crashes.reports
 
     @property
     def ended(self) -> bool:
@@ -403,10 +372,7 @@ class Running:
             self.console.discard()  # a full console is not read
             loop.call(lambda running: None)
         self.console.discard()
-        with self._scanning:
-            self._scanner.flush()
-            self.reports.clear()
-            self._judged = 0
+        self._crashes.forget()
         yield
         # At the load QEMU closes and opens the agent's port, and tells of that up to a second later.
         self._replaced_at = time.time()
