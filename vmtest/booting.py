@@ -154,7 +154,7 @@ def _ready(life: Life, spec: GuestSpec, wait: bool, started: Callable[[Guest], o
 
 def _cloned(machine: Machine, qemu: Qemu, manner: Manner, logs: Path | None, progress: Progress) -> Life | None:
     """A clone of that machine, paused; None, with a warning, where there can be none."""
-    why = obstacle(machine)
+    why = obstacle(machine, qemu.version)
     key = "" if why else key_of(facts(machine, qemu))
     why = why or _hopeless.get(key, "")
     if why:

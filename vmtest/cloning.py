@@ -220,7 +220,7 @@ def save(life: Life, path: Path, *, name: str, origin: str) -> Snapshot:
     Its memory is its own, so QEMU moves the state to another QEMU, whose memory is the file; that one's devices are
     saved then.
     """
-    if why := unsavable(life.machine):
+    if why := unsavable(life.machine, life.qemu.version):
         raise SnapshotError(f"{life.manner.name} cannot be saved: {why}")
     paused = life.running.paused
     deadline = Deadline(SECONDS * life.manner.timeout_scale)

@@ -29,6 +29,8 @@ __all__ = ["Running"]
 
 LATE = 0.05
 """Seconds after an event in which the console's last words before it are read."""
+LAST_EVENT = 2.0
+"""Seconds after QEMU's end in which its SHUTDOWN event is read, which it sends before."""
 RESETS = ("guest-reset", "host-qmp-system-reset", "subsystem-reset")
 """QEMU's reasons for a shutdown that -no-reboot has made of a reset (qapi/run-state.json, ShutdownCause)."""
 ALIVE = 0.5
@@ -238,8 +240,13 @@ class Running:
                     )
                 )
 
-    def _on_exit(self, exit_code: int) -> None:
+    def _on_exit(self, exit_code: int, patience: Deadline | None = None) -> None:
         if not self._ending:
+            if exit_code == 0 and self._reset_ends_qemu and self._shutdown is None:
+                patience = patience or Deadline(LAST_EVENT)
+                if not patience.expired:  # what QEMU said of its end is still in the monitor's socket
+                    asyncio.get_running_loop().call_later(0.005, self._on_exit, exit_code, patience)
+                    return
             reason = ((self._shutdown or {}).get("data") or {}).get("reason", "")
             # All that waits looks at _over: it must not be seen before it is clear whether the machine goes on.
             self._again = exit_code == 0 and self._reset_ends_qemu and reason in RESETS

@@ -30,5 +30,5 @@ def test_another_architecture(guest):
 
 
 def test_two_guests(boot):
-    first, second = boot(), boot("linux-riscv64")
+    first, second = boot(), boot("linux-riscv64", cold=True)
     assert [guest.run("uname -m").stdout.strip() for guest in (first, second)] == ["x86_64", "riscv64"]

@@ -19,5 +19,5 @@ def shared() -> Iterator[vmtest.Guest]:
 @pytest.fixture(scope="session", params=["linux-aarch64", "linux-riscv64"])
 def foreign(request: pytest.FixtureRequest) -> Iterator[vmtest.Guest]:
     """A guest of each other architecture, shared likewise."""
-    with vmtest.boot(request.param) as guest:
+    with vmtest.boot(request.param, cold=True) as guest:
         yield guest

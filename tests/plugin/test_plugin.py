@@ -107,7 +107,7 @@ def test_project_declares_guests(pytester: pytest.Pytester) -> None:
         def test_declared(guest, boot):
             assert "vmtest.one vmtest.two" in guest.run("cat /proc/cmdline").stdout
             assert guest.machine.memory == 128
-            assert boot("linux-riscv64").run("uname -m").stdout == "riscv64\\n"
+            assert boot("linux-riscv64", cold=True).run("uname -m").stdout == "riscv64\\n"
         """
     )
     _run(pytester, "--vm-append=vmtest.two").assert_outcomes(passed=1)
