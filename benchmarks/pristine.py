@@ -47,6 +47,7 @@ from vmtest.guest import Guest
 from vmtest.images import load
 from vmtest.images.prepared import cached
 from vmtest.model.machine import Drive
+from vmtest.model.snapshot import obstacle
 from vmtest.model.spec import DEFAULT_GUEST, GuestSpec
 from vmtest.pool import Pool
 from vmtest.qemu.argv import Wiring, argv
@@ -81,6 +82,13 @@ def test_nothing():
 def test_mess(guest, number):
     guest.run(MESS).check()
 """
+
+
+def clonable(name: str) -> bool:
+    machine, qemu, _ = plan(GuestSpec(image=name))
+    if why := obstacle(machine, qemu.version):
+        print(f"{name} is left out: {why}\n")
+    return not why
 
 
 def booted(name: str, **said: object) -> float:
@@ -295,7 +303,8 @@ def main() -> None:
     only.add_argument("--no-suite", action="store_true", help="leave the suite out")
     only.add_argument("--only-suite", action="store_true", help="run nothing but the suite")
     options = parser.parse_args()
-    guests = options.guest or [name for name in GUESTS if name == DEFAULT_GUEST or cached(load(name))]
+    named = options.guest or [name for name in GUESTS if name == DEFAULT_GUEST or cached(load(name))]
+    guests = [name for name in named if clonable(name)]
     verdicts = []
     if not options.only_suite:
         for name in guests:
