@@ -64,7 +64,7 @@ class Snapshot:
             self.transcript = (path / CONSOLE).read_bytes() if (path / CONSOLE).exists() else b""
         except OSError as error:
             self.close()
-            if self._manifest < 0 and isinstance(error, FileNotFoundError) and not path.exists():
+            if isinstance(error, FileNotFoundError) and not path.exists():  # also where it has just been removed
                 raise
             raise SnapshotError(f"the snapshot {path} is damaged: {error.strerror}: {error.filename}") from error
         except BaseException:

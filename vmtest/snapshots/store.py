@@ -77,7 +77,7 @@ def remove(path: Path) -> int:
     """Remove a snapshot; how many bytes that freed. Guests that run as its clones go on."""
     with cache.lock(locked(path)):
         freed = size(path)
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
     return freed
 
 
@@ -113,7 +113,7 @@ def prune(most: int, *, named_too: bool = False) -> list[tuple[str, int]]:
         if sum(sizes.values()) <= most:
             break
         with suppress(OSError), _unused(path):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
             removed.append((path.name, sizes.pop(path)))
     return removed
 
@@ -127,6 +127,14 @@ def room(where: Path, needed: int) -> None:
             f"a snapshot may take {needed >> 20} MiB, and {where} has {free >> 20} MiB left",
             hint="free some space (vmtest snapshot prune), or set XDG_CACHE_HOME to a directory with room",
         )
+
+
+def _remove(path: Path) -> None:
+    """Remove it for all others at once: under another name, by which a removal that is interrupted is gone on with."""
+    gone = path.with_name(f".{path.name}@gone.{os.getpid()}")
+    with suppress(FileNotFoundError):
+        path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _remove_leftover(path: Path) -> None:
