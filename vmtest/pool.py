@@ -35,7 +35,7 @@ Recipe = tuple[Snapshot, Qemu, Manner]
 class Pool:
     """Keeps up to ``size`` clones, of whatever was asked for of late. One a process; ``close`` ends all of them.
 
-    A thread of its own refills it. A taker never waits for more than the clone that is being made already.
+    Threads of its own refill it. A taker never waits for more than the clone that is being made already.
     """
 
     def __init__(self, size: int, *, remember: bool = False) -> None:
@@ -50,10 +50,10 @@ class Pool:
         self._held: dict[Recipe, deque[Life]] = {}  # the one that was asked for last is the last
         self._asked: dict[Recipe, int] = {}  # when that was, counted in askings
         self._askings = 0
-        self._making: Recipe | None = None
+        self._making: list[Recipe] = []
         self._stalled = False  # the last one could not be made: no more are, until one is asked for
         self._closed = False
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._owner = os.getpid()
         atexit.register(self.close)
 
@@ -75,11 +75,10 @@ class Pool:
             self._askings += 1
             self._asked[recipe] = self._askings
             stale = self._stale()
-            self._changed.wait_for(lambda: ready or self._making != recipe or self._closed)
+            self._changed.wait_for(lambda: ready or recipe not in self._making or self._closed)
             life = ready.popleft() if ready else None
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._refill, name="vmtest-pool", daemon=True)
-                self._thread.start()
+            if not self._threads:
+                self._start()
             self._stalled = False
             self._changed.notify_all()
         for other in stale:
@@ -88,6 +87,12 @@ class Pool:
             life.close()
             return None
         return life
+
+    def _start(self) -> None:
+        """One thread a core: making a clone keeps one busy."""
+        for _ in range(min(self.size, len(os.sched_getaffinity(0)))):
+            self._threads.append(threading.Thread(target=self._refill, name="vmtest-pool", daemon=True))
+            self._threads[-1].start()
 
     def _give_up(self, recipe: Recipe) -> None:
         with self._changed:
@@ -113,14 +118,14 @@ class Pool:
                 # The last one that was asked for, unless it has its share already.
                 least = min(len(ready) for ready in self._held.values())
                 recipe = next(r for r in reversed(self._held) if len(self._held[r]) == least)
-                self._making = recipe
+                self._making.append(recipe)
             life = None
             try:
                 life = self._made(recipe)
             except Exception as error:  # a taker makes its own, and is told; without us it would wait for ever
                 log.debug("the pool could not make a clone: %s", error)
             with self._changed:
-                self._making = None
+                self._making.remove(recipe)
                 kept = life is not None and recipe in self._held and not self._closed
                 if life is not None and kept:
                     self._held[recipe].append(life)
@@ -131,13 +136,13 @@ class Pool:
 
     def _needs_more(self) -> bool:
         most = self.size if self.wanted is None else min(self.size, self.wanted)
-        held = len(self.ready)
+        held = len(self.ready) + len(self._making)
         if not self._held or self._stalled or held >= most:
             return False
-        left = memory.available() - memory.RESERVE - memory.CLONE
+        left = memory.available() - memory.RESERVE - memory.CLONE * (1 + len(self._making))
         if left < 0 and not self.shortage:
             self.shortage = (
-                f"the pool kept {held} guests ready and not {most}: {memory.available()} MiB of memory "
+                f"the pool kept {len(self.ready)} guests ready and not {most}: {memory.available()} MiB of memory "
                 f"were left, of which it leaves {memory.RESERVE}"
             )
         return left >= 0
@@ -171,7 +176,7 @@ class Pool:
             self._held.clear()
         for life in ready:
             life.close()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(10)
+        for thread in self._threads:
+            thread.join(10)
         with contextlib.suppress(Exception):
             atexit.unregister(self.close)

@@ -273,6 +273,7 @@ class Running:
                 before.close()
             self._connect(ours)
         except VmtestError as error:
+            ours.close()
             if not self._ending:
                 said = error  # the name goes with the except block
                 self.verdict.set(lambda: HostError(f"the guest could not be reset: {said}", evidence=self.evidence()))

@@ -38,12 +38,14 @@ def _made(config: pytest.Config) -> Pool | None:
     from vmtest.booting import use_pool
     from vmtest.host import memory
 
+    worker = getattr(config, "workerinput", {})
+    workers, index = int(worker.get("workercount", 1)), int(worker.get("workerid", "gw0").removeprefix("gw"))
     total = config.stash[SETTINGS].pool
     if total is None:
-        total = min(len(os.sched_getaffinity(0)), max(0, memory.available() - memory.RESERVE) // (2 * memory.CLONE))
-    worker = getattr(config, "workerinput", {})
-    index = int(worker.get("workerid", "gw0").removeprefix("gw"))
-    size = share(total, int(worker.get("workercount", 1)), index)
+        cores = len(os.sched_getaffinity(0))
+        idle = cores if workers == 1 else max(0, cores - workers)  # what workers keep busy is not there for clones
+        total = min(idle, max(0, memory.available() - memory.RESERVE) // (2 * memory.CLONE))
+    size = share(total, workers, index)
     return use_pool(size) if size else None
 
 

@@ -49,8 +49,8 @@ _GUEST = (
 _ARTIFACTS = "keep the console logs and QEMU's command lines of all tests in this directory (of failed ones by default)"
 
 _POOL = (
-    "keep N clones ready, restored and paused, so that a test has its guest at once (auto: one a core, if there is "
-    "memory; 0: none); workers of pytest-xdist share them"
+    "keep N clones ready, restored and paused, so that a test has its guest at once (auto: one a core that no "
+    "worker of pytest-xdist keeps busy, if there is memory; 0: none); workers share them"
 )
 
 
