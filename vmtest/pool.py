@@ -51,6 +51,7 @@ class Pool:
         self._asked: dict[Recipe, int] = {}  # when that was, counted in askings
         self._askings = 0
         self._making: list[Recipe] = []
+        self._alone = False  # one could not be made: from then on they are made one at a time
         self._stalled = False  # the last one could not be made: no more are, until one is asked for
         self._closed = False
         self._threads: list[threading.Thread] = []
@@ -129,7 +130,8 @@ class Pool:
                 kept = life is not None and recipe in self._held and not self._closed
                 if life is not None and kept:
                     self._held[recipe].append(life)
-                self._stalled = life is None
+                if life is None:  # short of something, perhaps by each other: first one at a time, then none
+                    self._alone, self._stalled = True, self._alone and not self._making
                 self._changed.notify_all()
             if life is not None and not kept:
                 life.close()
@@ -137,7 +139,7 @@ class Pool:
     def _needs_more(self) -> bool:
         most = self.size if self.wanted is None else min(self.size, self.wanted)
         held = len(self.ready) + len(self._making)
-        if not self._held or self._stalled or held >= most:
+        if not self._held or self._stalled or held >= most or (self._alone and self._making):
             return False
         left = memory.available() - memory.RESERVE - memory.CLONE * (1 + len(self._making))
         if left < 0 and not self.shortage:
