@@ -70,10 +70,9 @@ MODULE = """\
 import pytest
 
 MESS = '''
-test ! -e /tmp/mess && test -s /init || exit 99
-echo mess >/tmp/mess
-: >/init
-echo 7 >/proc/sys/vm/swappiness
+test ! -e /tmp/mess && test -e /etc/passwd && test "$(cat /proc/sys/vm/swappiness)" = 60 || exit 99
+dd if=/dev/urandom of=/tmp/mess bs=1k count=64 2>/dev/null
+rm -rf /etc /mnt && mkdir /mnt && mount -t tmpfs none /mnt && echo 7 >/proc/sys/vm/swappiness
 '''
 
 
