@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import threading
+import time
 from collections import deque
 
 from vmtest.cloning import clone
@@ -25,6 +26,8 @@ log = logging.getLogger("vmtest")
 
 LONG = 8
 """A clone that waited while so many times the pool's size were asked for, all of others, makes room."""
+CALM = 0.02
+"""Seconds after a hand-out in which no new clone is begun: the first answer of the one handed out comes sooner."""
 WARM = 60.0
 """Seconds in which a clone must have answered its first command."""
 
@@ -51,6 +54,7 @@ class Pool:
         self._asked: dict[Recipe, int] = {}  # when that was, counted in askings
         self._askings = 0
         self._making: list[Recipe] = []
+        self._calm_until = 0.0
         self._alone = False  # one could not be made: from then on they are made one at a time
         self._stalled = False  # the last one could not be made: no more are, until one is asked for
         self._closed = False
@@ -78,6 +82,7 @@ class Pool:
             stale = self._stale()
             self._changed.wait_for(lambda: ready or recipe not in self._making or self._closed)
             life = ready.popleft() if ready else None
+            self._calm_until = time.monotonic() + CALM if life else 0.0
             if not self._threads:
                 self._start()
             self._stalled = False
@@ -116,6 +121,9 @@ class Pool:
                 self._changed.wait_for(lambda: self._closed or self._needs_more())
                 if self._closed:
                     return
+                if (calm := self._calm_until - time.monotonic()) > 0:
+                    self._changed.wait(calm)
+                    continue
                 # The last one that was asked for, unless it has its share already.
                 least = min(len(ready) for ready in self._held.values())
                 recipe = next(r for r in reversed(self._held) if len(self._held[r]) == least)

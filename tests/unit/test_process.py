@@ -312,3 +312,19 @@ def test_dies_with_its_parent(tmp_path: Path, end: str) -> None:
                 owner.kill()
         owner.wait(PATIENCE)
     assert ends(child)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_lean_has_no_huge_pages(tmp_path: Path, lean: bool) -> None:
+    """A process that is to be lean gets no transparent huge pages; we, and others that we start, do as before."""
+
+    def has_them(pid: int | str) -> bool:
+        return "THP_enabled:\t1" in Path(f"/proc/{pid}/status").read_text()
+
+    before = has_them("self")
+    process = Process(["sleep", "1000"], stderr=tmp_path / "stderr", lean=lean)
+    try:
+        assert has_them(process.pid) == (before and not lean)
+        assert has_them("self") == before
+    finally:
+        process.kill()

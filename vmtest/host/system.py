@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from vmtest.errors import HostError
 from vmtest.model.arch import ARCHES
 
-__all__ = ["boot_id", "guarded", "host_arch", "install_hint", "process_cpu_seconds", "require_linux"]
+__all__ = [
+    "boot_id",
+    "guarded",
+    "host_arch",
+    "install_hint",
+    "process_cpu_seconds",
+    "require_linux",
+    "small_pages",
+]
 
 _INSTALL = {
     "dnf": "dnf install -y /usr/bin/{program}",
@@ -74,3 +84,20 @@ def guarded(argv: tuple[str, ...]) -> tuple[str, ...]:
     if setpriv is None or Path(setpriv).resolve().name.startswith("busybox"):
         return argv
     return (setpriv, "--pdeathsig", "KILL", "--", *argv)
+
+
+PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
+
+
+@contextlib.contextmanager
+def small_pages() -> Iterator[None]:
+    """What is started inside gets no transparent huge pages (prctl(2)); where the kernel cannot, it does."""
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+    before = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0)
+    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_THP_DISABLE, max(before, 0), 0, 0, 0)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from vmtest.deadline import Deadline
 from vmtest.errors import HostError
-from vmtest.host.system import guarded, process_cpu_seconds
+from vmtest.host.system import guarded, process_cpu_seconds, small_pages
 from vmtest.qemu import loop
 
 __all__ = ["Process", "how_it_ended"]
@@ -41,11 +41,13 @@ class Process:
         stderr: Path,
         environment: Mapping[str, str] = MappingProxyType({}),
         pass_fds: Sequence[int] = (),
+        lean: bool = False,
         on_exit: Callable[[int], None] = lambda code: None,
     ) -> None:
         """Start ``command``, its standard error appended to the file ``stderr``. Raises HostError if it cannot.
 
         ``environment`` is added to ours; ``pass_fds`` are the descriptors that it inherits under the same numbers.
+        With ``lean`` it gets no huge pages, of which it would not use the whole.
         """
         self.command = tuple(command)
         self.stderr_path = stderr
@@ -53,10 +55,10 @@ class Process:
         self._owner = os.getpid()
         self._on_exit = on_exit
         self._ended = threading.Event()
-        loop.call(lambda running: self._start(running, pass_fds, environment))
+        loop.call(lambda running: self._start(running, pass_fds, environment, lean))
 
     def _start(
-        self, running: asyncio.AbstractEventLoop, pass_fds: Sequence[int], environment: Mapping[str, str]
+        self, running: asyncio.AbstractEventLoop, pass_fds: Sequence[int], environment: Mapping[str, str], lean: bool
     ) -> None:
         # setpriv and not preexec_fn: code between fork and exec may deadlock in a process that has threads.
         command = (*UNLESS_ORPHANED, str(os.getpid()), *self.command)
@@ -67,7 +69,7 @@ class Process:
             stderr = self.stderr_path.open("ab")
         except OSError as error:
             raise HostError(f"{self.stderr_path} cannot be written: {error.strerror}") from error
-        with stderr:
+        with stderr, small_pages() if lean else contextlib.nullcontext():
             try:
                 self._popen = subprocess.Popen(
                     protected,
