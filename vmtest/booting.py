@@ -79,7 +79,7 @@ def boot(
         if life is not None:
             return _ready(life, spec, wait, started)
     progress.step(f"booting {manner.name} under {machine.accel}")
-    memory.require(machine.memory)
+    memory.require(machine.memory, memory.BOOT)
     return _ready(Life(machine, qemu, manner, logs=directory), spec, wait, started)
 
 

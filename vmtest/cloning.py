@@ -54,7 +54,7 @@ def clone(
     ``machine`` is the snapshot's own, but for the accelerator. With ``remember`` its console begins with what was
     printed until the snapshot, as that of a guest that was booted. Raises SnapshotError with QEMU's own words.
     """
-    memory.require(snapshot.machine.memory)
+    memory.require(snapshot.machine.memory, memory.CLONE)
     if not snapshot.untouched:
         raise SnapshotError(f"the snapshot {snapshot.path} was changed or removed while it was in use")
     ram = Ram(
@@ -115,7 +115,7 @@ def template(
     with _disk_errors(path), cache.lock(store.locked(path), waiting=waiting):
         found = _opened(path, telling=True)
         if found is None:
-            memory.require(machine.memory)
+            memory.require(machine.memory, memory.BOOT)
             with cache.building(path, key) as work:
                 work.chmod(0o700)  # a guest's memory is nobody else's business
                 store.room(work, machine.memory << 20)

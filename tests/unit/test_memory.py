@@ -115,9 +115,9 @@ from vmtest.host import memory
 kept = []
 while memory.available() >= memory.CLONE:
     kept.append(b"x" * (1 << 20))
-memory.require(16)  # a guest this small fits still
+memory.require(16, memory.CLONE)  # a guest this small fits still
 try:
-    memory.require(256)
+    memory.require(256, memory.CLONE)
 except HostError as error:
     print(error)
 """
@@ -129,4 +129,4 @@ except HostError as error:
 
 def test_require_lets_go_where_there_is_room() -> None:
     """A guest with more memory than there is is let go: it may never touch it."""
-    memory.require(1 << 30)
+    memory.require(1 << 30, memory.BOOT)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from vmtest.errors import HostError
 
-__all__ = ["CLONE", "RESERVE", "available", "require"]
+__all__ = ["BOOT", "CLONE", "RESERVE", "available", "require"]
 
 CLONE = 48
 """MiB that a clone takes before it does anything: 25 of QEMU, the rest for what its first commands touch."""
+BOOT = 128
+"""MiB that a machine takes until it has booted: what a small Linux and its firmware touch, and QEMU."""
 RESERVE = 256
 """MiB that a pool leaves free: what its guests will write is theirs alone."""
 
@@ -24,12 +26,12 @@ def available() -> int:
     return min([*amounts, *_of_groups()], default=0)
 
 
-def require(needed: int) -> None:
+def require(needed: int, soon: int) -> None:
     """Raise HostError where there is no room for another guest, which takes ``needed`` MiB if it uses all it has.
 
-    Only what it takes at once is asked for: most guests never touch the rest.
+    Only what it takes ``soon``, CLONE or BOOT, is asked for: most guests never touch the rest.
     """
-    least = min(needed, CLONE)
+    least = min(needed, soon)
     left = available()
     if left < least:
         raise HostError(
