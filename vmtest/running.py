@@ -95,7 +95,10 @@ class Running:
         try:
             pairs = {name: socket.socketpair() for name in ("console", "qmp", *(["agent"] if with_agent else []))}
         except OSError as error:
-            raise HostError(f"no sockets can be made for the guest: {error.strerror}", hint="raise this process's limit of open files: ulimit -n 4096") from error
+            raise HostError(
+                f"no sockets can be made for the guest: {error.strerror}",
+                hint="raise this process's limit of open files: ulimit -n 4096",
+            ) from error
         self._theirs = {name: pair[1] for name, pair in pairs.items() if name != "qmp"}
         self.command_line = shown(
             argv(machine, Wiring.by_hand(agent=with_agent), binary=str(qemu.path), sandbox=qemu.sandbox)

@@ -183,7 +183,7 @@ def _other_format(path: Path) -> None:
     [
         ("ram", _cut, "damaged: ram has 67108864 bytes, not 134217728"),
         ("ram", lambda path: _flip_text(path.parent), "damaged: ram has changed"),
-        ("state", _flip, "damaged: its device state has changed"),
+        ("state", _flip, "damaged: state has changed"),
         ("manifest.json", _flip, "damaged: its manifest cannot be read"),
         ("manifest.json", _other_format, "is of format 99"),
     ],

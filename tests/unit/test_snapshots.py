@@ -21,6 +21,7 @@ from vmtest.model.machine import Channel, Drive, Machine, Nic
 from vmtest.model.manner import Manner
 from vmtest.snapshots import Disk, Snapshot, facts, key_of, store
 from vmtest.snapshots.digest import PIECE, digest
+from vmtest.snapshots.key import FORMAT
 from vmtest.snapshots.snapshot import machine_from
 
 MIB = 1 << 20
@@ -224,7 +225,9 @@ def test_every_bit_of_the_manifest_is_checked(tmp_path: Path) -> None:
         assert (found.machine, found.key, found.qemu_version) == (MACHINE, "0123", (7, 2, 1)), (at, bad)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "5", '"x"', "null", '{"format": 2}', "\0" * 100, "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "5", '"x"', "null", json.dumps({"format": FORMAT}), "\0" * 100, "\xff"]
+)
 def test_garbled_manifest(tmp_path: Path, text: str) -> None:
     """Whatever a manifest holds that is none, it is one SnapshotError with the path."""
     path = _snapshot(tmp_path / "s")
@@ -247,7 +250,7 @@ def test_nothing_there_is_not_damage(tmp_path: Path) -> None:
     """A snapshot that is not there is FileNotFoundError; one of whose files one is missing is damaged."""
     with pytest.raises(FileNotFoundError):
         Snapshot(tmp_path / "nowhere")
-    for name in ("manifest.json", "ram", "state", "disk0.0.qcow2"):
+    for name in ("manifest.json", "ram", "state", "console.log", "disk0.0.qcow2"):
         path = _snapshot(tmp_path / name)
         (path / name).unlink()
         with pytest.raises(SnapshotError, match=rf"is damaged: No such file or directory: .*/{name}"):
@@ -267,7 +270,9 @@ def _flip(path: Path, at: int, *, quietly: bool = False) -> None:
 
 
 @pytest.mark.parametrize("quietly", [False, True])
-@pytest.mark.parametrize(("name", "at"), [("ram", MIB + 5), ("ram", 0), ("state", 7), ("disk0.0.qcow2", 400)])
+@pytest.mark.parametrize(
+    ("name", "at"), [("ram", MIB + 5), ("ram", 0), ("state", 7), ("console.log", 1), ("disk0.0.qcow2", 400)]
+)
 def test_one_flipped_bit_is_found(tmp_path: Path, name: str, at: int, quietly: bool) -> None:
     """A flipped bit in memory, state or disk is found at the next opening, even with mtime set back."""
     path = _snapshot(tmp_path / "s")
@@ -277,7 +282,7 @@ def test_one_flipped_bit_is_found(tmp_path: Path, name: str, at: int, quietly: b
         Snapshot(path)
 
 
-@pytest.mark.parametrize("name", ["ram", "state", "disk0.0.qcow2"])
+@pytest.mark.parametrize("name", ["ram", "state", "console.log", "disk0.0.qcow2"])
 def test_cut_file_is_found(tmp_path: Path, name: str) -> None:
     """A file that was cut is found."""
     path = _snapshot(tmp_path / "s")

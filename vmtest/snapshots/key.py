@@ -19,7 +19,7 @@ from vmtest.qemu.argv import Wiring, argv
 
 __all__ = ["FORMAT", "facts", "host_cpu", "key_of"]
 
-FORMAT = 2
+FORMAT = 3
 """Raised when snapshots made by earlier versions of vmtest do not fit any more."""
 
 

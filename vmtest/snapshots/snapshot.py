@@ -24,6 +24,8 @@ from vmtest.snapshots.key import FORMAT
 __all__ = ["CONSOLE", "RAM", "STATE", "Disk", "Snapshot"]
 
 RAM, STATE, CONSOLE = "ram", "state", "console.log"
+IN_MEMORY = (STATE, CONSOLE)
+"""Small ones, read whole and hashed each time."""
 MANIFEST, STAMP, USED = "manifest.json", "checked.json", "used"
 
 
@@ -60,8 +62,8 @@ class Snapshot:
             self._read(os.pread(self._manifest, 1 << 24, 0))
             self._ram = os.open(path / RAM, os.O_RDONLY | os.O_CLOEXEC)
             self.state = (path / STATE).read_bytes()
+            self.transcript = (path / CONSOLE).read_bytes()
             self._check()
-            self.transcript = (path / CONSOLE).read_bytes() if (path / CONSOLE).exists() else b""
         except OSError as error:
             self.close()
             if isinstance(error, FileNotFoundError) and not path.exists():  # also where it has just been removed
@@ -107,11 +109,11 @@ class Snapshot:
             ) from None
 
     def _check(self) -> None:
-        size, wanted = self._digests[STATE]
-        if len(self.state) != size or hashlib.sha256(self.state).hexdigest() != wanted:
-            raise SnapshotError(f"the snapshot {self.path} is damaged: its device state has changed since it was saved")
+        for name, data in ((STATE, self.state), (CONSOLE, self.transcript)):
+            if self._digests[name] != [len(data), hashlib.sha256(data).hexdigest()]:
+                raise SnapshotError(f"the snapshot {self.path} is damaged: {name} has changed since it was saved")
         known = self._known()
-        seen = {name: _identity(self.path / name) for name in self._digests if name != STATE}
+        seen = {name: _identity(self.path / name) for name in self._digests if name not in IN_MEMORY}
         for name, identity in seen.items():
             size, wanted = self._digests[name]
             if identity[0] != size:
@@ -197,11 +199,11 @@ class Snapshot:
         qemu_version: tuple[int, int, int],
     ) -> None:
         """Write the manifest of the files that lie in ``path``: the last of a snapshot's files."""
-        names = [RAM, STATE, *(file for disk in disks for file in disk.files)]
+        names = [RAM, STATE, CONSOLE, *(file for disk in disks for file in disk.files)]
         digests: dict[str, list[Any]] = {}
         for file in names:
             size = (path / file).stat().st_size
-            digests[file] = [size, cache.digest(path / file) if file == STATE else digest(path / file)]
+            digests[file] = [size, cache.digest(path / file) if file in IN_MEMORY else digest(path / file)]
         data = {
             "format": FORMAT,
             "name": name,
@@ -219,7 +221,7 @@ class Snapshot:
         data = json.loads(json.dumps(data, default=str))
         (path / MANIFEST).write_text(json.dumps({**data, "sha256": _hash(data)}, indent=1) + "\n")
         # What was just hashed need not be hashed again at the first use.
-        _stamp(path, {file: _identity(path / file) for file in digests if file != STATE})
+        _stamp(path, {file: _identity(path / file) for file in digests if file not in IN_MEMORY})
 
 
 def machine_from(data: dict[str, Any]) -> Machine:
