@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Unpack
 
-from vmtest import cloning, identity
+from vmtest import cloning, identity, resolve
 from vmtest.deadline import Deadline
-from vmtest.errors import ColdBootWarning, SnapshotError, UsageError, VmtestError
+from vmtest.errors import ColdBootWarning, HostError, SnapshotError, UsageError, VmtestError
 from vmtest.guest import Guest
 from vmtest.host import Qemu, choose, find_qemu, memory
 from vmtest.life import Life
@@ -21,14 +24,13 @@ from vmtest.model.image import Image
 from vmtest.model.machine import Machine
 from vmtest.model.manner import Manner
 from vmtest.model.snapshot import crossing, obstacle, poolable
-from vmtest.model.spec import GuestSpec, Said
+from vmtest.model.spec import BESIDE_SNAPSHOT, GuestSpec, Said
 from vmtest.pool import Pool
 from vmtest.progress import SILENT, Progress
-from vmtest.resolve import plan
 from vmtest.snapshots import Snapshot, facts, key_of, store
 from vmtest.workdir import sweep
 
-__all__ = ["boot", "make_template", "use_pool"]
+__all__ = ["boot", "check", "foresee", "make_template", "use_pool"]
 
 _swept = False
 _pool = Pool(0)
@@ -36,6 +38,8 @@ _templates: dict[str, Snapshot] = {}
 """Snapshots that are open, by the key of the machine whose clones they serve."""
 _made: dict[str, Snapshot] = {}
 """As _templates, made by a user of a guest that was prepared: they go before."""
+_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+"""Held by who looks for the template with that key, or makes it."""
 _hopeless: dict[str, str] = {}
 """Keys of machines that turned out not to be savable, and why."""
 
@@ -68,11 +72,18 @@ def boot(
     """
     below = guest if isinstance(guest, GuestSpec) else GuestSpec(image=guest)
     spec = GuestSpec.parse(said, where="boot()").over(below)
+    with _host_errors():
+        return _booted(spec, wait, logs, progress, started)
+
+
+def _booted(
+    spec: GuestSpec, wait: bool, logs: str | Path | None, progress: Progress, started: Callable[[Guest], object]
+) -> Guest:
     _sweep_once()
     directory = _directory(logs)
     if spec.snapshot is not None:
         return _ready(_from_snapshot(spec, directory), spec, wait, started)
-    machine, qemu, image = plan(spec, progress=progress)
+    machine, qemu, image = resolve.plan(spec, progress=progress)
     manner = _manner(spec, machine, image)
     if wait and not spec.cold:
         life = _cloned(machine, qemu, manner, directory, progress)
@@ -81,6 +92,32 @@ def boot(
     progress.step(f"booting {manner.name} under {machine.accel}")
     memory.require(machine.memory, memory.BOOT)
     return _ready(Life(machine, qemu, manner, logs=directory), spec, wait, started)
+
+
+@contextmanager
+def _host_errors() -> Iterator[None]:
+    """Too many open files, a full disk and the like as one clear error."""
+    try:
+        yield
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise HostError(f"the guest could not be started: {error.strerror or error}{where}") from error
+
+
+def check(spec: GuestSpec) -> None:
+    """Raise what ``boot`` would raise for a spec that cannot be; builds and starts nothing of it."""
+    if spec.snapshot is None:
+        resolve.check(spec)
+    else:
+        _check_said(spec, store.peek(spec.snapshot))
+
+
+def foresee(spec: GuestSpec) -> str:
+    """In a few words: what a spec will get, if that is known. Starts nothing. Raises as ``check``."""
+    if spec.snapshot is None:
+        return resolve.foresee(spec)
+    found = store.peek(spec.snapshot)
+    return f"from the snapshot {spec.snapshot} of {found.manner.name}, accelerator {spec.accel or found.machine.accel}"
 
 
 def use_pool(size: int) -> Pool:
@@ -92,18 +129,19 @@ def use_pool(size: int) -> Pool:
 
 
 def make_template(guest: Guest, directory: Path) -> Snapshot:
-    """Keep a guest as it is now, in ``directory``, and make each guest of the same machine that is booted by this
-    process from here on a clone of it. Raises SnapshotError.
+    """Keep a guest as it is now, in ``directory``, and make each guest of the same machine, or from the same named
+    snapshot, that is booted by this process from here on a clone of it. Raises SnapshotError.
     """
     snapshot = cloning.save(guest._life, directory, name="", origin="prepared by a test's set-up")
     _made[key_of(facts(guest.machine, guest._life.qemu))] = snapshot
+    if guest._life.parent is not None and guest._life.parent.name:
+        _made[f"from {guest._life.parent.name}"] = snapshot
     return snapshot
 
 
 def forget_templates() -> None:
     """Undo each make_template."""
-    while _made:
-        _made.popitem()[1].close()
+    _made.clear()
 
 
 def _directory(logs: str | Path | None) -> Path | None:
@@ -135,14 +173,12 @@ def _ready(life: Life, spec: GuestSpec, wait: bool, started: Callable[[Guest], o
     guest = Guest(life)
     try:
         started(guest)
+        if life.running.paused:
+            life.uplink.wake(life.running.resume, Deadline(guest.boot_timeout * guest.timeout_scale))
         if wait:
-            if life.running.paused:
-                life.uplink.wake(life.running.resume, Deadline(guest.boot_timeout * guest.timeout_scale))
             guest.wait_up()
             if commands := identity.script(life.machine, spec.hostname):
                 guest.run(commands).check()
-        elif life.running.paused:
-            life.running.resume()
     except BaseException:
         guest.close()
         raise
@@ -154,39 +190,55 @@ def _ready(life: Life, spec: GuestSpec, wait: bool, started: Callable[[Guest], o
 
 def _cloned(machine: Machine, qemu: Qemu, manner: Manner, logs: Path | None, progress: Progress) -> Life | None:
     """A clone of that machine, paused; None, with a warning, where there can be none."""
-    why = obstacle(machine, qemu.version)
+    why = obstacle(machine, qemu.version, expects_agent=manner.expects_agent)
     key = "" if why else key_of(facts(machine, qemu))
-    why = why or _hopeless.get(key, "")
-    if why:
-        _warn(manner, why)
-        return None
     if key in _made:
         return _clone(_made[key], machine, qemu, manner, logs)
-    try:
-        return _clone(_template(key, machine, qemu, manner, logs, progress), machine, qemu, manner, logs)
-    except SnapshotError as error:
-        # Of a damaged template no guest is made: it is removed, and made once more.
-        if key not in _templates:
-            _hopeless[key] = error.message
-            _warn(manner, error.message)
-            return None
-        progress.step(f"{error.message}; making the template again")
-        _templates.pop(key).close()
-        store.remove(store.template_path(key))
-    try:
-        return _clone(_template(key, machine, qemu, manner, logs, progress), machine, qemu, manner, logs)
-    except SnapshotError as error:  # QEMU saves a state that it cannot restore
-        _hopeless[key] = error.message
-        _warn(manner, error.message)
+    if why := why or _hopeless.get(key, ""):
+        _warn(manner, why)
         return None
+    tried: Snapshot | None = None
+    while True:
+        try:
+            snapshot = _template(key, tried, machine, qemu, manner, logs, progress)
+        except SnapshotError as error:
+            _no_clone(key, manner, error)
+            return None
+        try:
+            return _clone(snapshot, machine, qemu, manner, logs)
+        except SnapshotError as error:  # changed since it was opened, or QEMU cannot restore what it saved
+            if tried is not None:
+                _no_clone(key, manner, error)
+                return None
+            progress.step(f"{error.message}; making the template again")
+            tried = snapshot
+
+
+def _no_clone(key: str, manner: Manner, error: SnapshotError) -> None:
+    lasting = not isinstance(error, store.NoRoom)  # what QEMU cannot save it never can
+    if lasting:
+        _hopeless[key] = error.message
+    _warn(manner, error.message, lasting=lasting)
 
 
 def _template(
-    key: str, machine: Machine, qemu: Qemu, manner: Manner, logs: Path | None, progress: Progress
+    key: str,
+    refused: Snapshot | None,
+    machine: Machine,
+    qemu: Qemu,
+    manner: Manner,
+    logs: Path | None,
+    progress: Progress,
 ) -> Snapshot:
-    if key not in _templates:
-        _templates[key] = cloning.template(machine, qemu, manner, logs=logs, progress=progress)
-    return _templates[key]
+    """The template, opened once; anew where it was changed since, or where it is the one that QEMU has ``refused``."""
+    with _locks[key]:
+        found = _templates.get(key)
+        if found is not None and found is refused and found.untouched:
+            store.remove_template(found)
+        if found is None or found is refused or not found.untouched:
+            _templates.pop(key, None)  # others may be making a clone of it: it is closed with the last of them
+            _templates[key] = cloning.template(machine, qemu, manner, logs=logs, progress=progress)
+        return _templates[key]
 
 
 def _clone(snapshot: Snapshot, machine: Machine, qemu: Qemu, manner: Manner, logs: Path | None) -> Life:
@@ -194,7 +246,11 @@ def _clone(snapshot: Snapshot, machine: Machine, qemu: Qemu, manner: Manner, log
     if life is None or not _goes_on(life):
         return cloning.clone(snapshot, qemu, manner, logs=logs, remember=True)
     if logs is not None:
-        life.move_logs(logs)
+        try:
+            life.move_logs(logs)
+        except BaseException:
+            life.close()
+            raise
     return life
 
 
@@ -211,12 +267,10 @@ def _goes_on(life: Life) -> bool:
     return True
 
 
-def _warn(manner: Manner, why: str) -> None:
+def _warn(manner: Manner, why: str, *, lasting: bool = True) -> None:
+    advice = ". With cold=True (or --cold, --vm-cold) this warning is not given" if lasting else ""
     warnings.warn(
-        ColdBootWarning(
-            f"{manner.name} is booted anew for each use, since it cannot be cloned: {why}. With cold=True (or --cold, "
-            "--vm-cold) this warning is not given"
-        ),
+        ColdBootWarning(f"{manner.name} is booted anew for each use, since it cannot be cloned: {why}{advice}"),
         stacklevel=4,
     )
 
@@ -224,15 +278,9 @@ def _warn(manner: Manner, why: str) -> None:
 def _from_snapshot(spec: GuestSpec, logs: Path | None) -> Life:
     """A clone of a snapshot that people have named, paused."""
     assert spec.snapshot is not None
-    snapshot = store.named(spec.snapshot)
-    machine, wanted = snapshot.machine, {"accel", "image", "snapshot", "qemu", "hostname", "arch", "cold", "trim"}
-    wanted |= {"timeout", "boot_timeout", "timeout_scale"}
-    for field in fields(spec):
-        if field.name not in wanted and getattr(spec, field.name) is not None:
-            raise UsageError(
-                f"{field.name} cannot be chosen for a guest that begins in a snapshot ({spec.snapshot}): it is saved",
-                hint="make another snapshot: vmtest snapshot create",
-            )
+    snapshot = _made.get(f"from {spec.snapshot}") or store.named(spec.snapshot)
+    machine = snapshot.machine
+    _check_said(spec, snapshot)
     qemu = find_qemu(spec.qemu or machine.qemu, machine.arch)
     machine = _for_qemu(snapshot, qemu)
     if spec.accel not in (None, AUTO, machine.accel):
@@ -246,6 +294,22 @@ def _from_snapshot(spec: GuestSpec, logs: Path | None) -> Life:
         timeout_scale=spec.timeout_scale or _scale_of_environment(),
     )
     return cloning.clone(snapshot, qemu, manner, machine=machine, logs=logs)
+
+
+def _check_said(spec: GuestSpec, snapshot: Snapshot) -> None:
+    """Raise UsageError for what a snapshot's guest cannot be any more, unless that is what it is."""
+    is_already = {"image": snapshot.manner.name, "arch": snapshot.machine.arch}
+    for field in fields(spec):
+        said = getattr(spec, field.name)
+        if said is None or (field.name, said) == ("cold", False) or field.name in BESIDE_SNAPSHOT:
+            continue
+        if said == is_already.get(field.name):
+            continue
+        raise UsageError(
+            f"{field.name} = {said} cannot be had of a guest that begins in the snapshot {spec.snapshot}: "
+            f"{is_already.get(field.name, 'that was settled when it was saved')}",
+            hint="leave it out, or make another snapshot: vmtest snapshot create",
+        )
 
 
 def _for_qemu(snapshot: Snapshot, qemu: Qemu) -> Machine:
@@ -276,3 +340,4 @@ def _sweep_once() -> None:
     if not _swept:
         _swept = True
         sweep()
+        store.sweep()

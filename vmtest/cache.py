@@ -80,11 +80,14 @@ def building(final: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file of the cache whole or not at all. Raises HostError with the reason (a full disk, …)."""
+def write(path: Path, data: bytes, *, parents: bool = True) -> None:
+    """Write a file of the cache whole or not at all; ``parents`` makes its directory. Raises HostError with the reason
+    (a full disk, …).
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from vmtest import cache
 from vmtest.deadline import Deadline
-from vmtest.errors import GuestError, SnapshotError
+from vmtest.errors import GuestError, SnapshotError, UsageError
 from vmtest.host import Qemu, memory
 from vmtest.life import Life
 from vmtest.model.machine import Machine
@@ -20,7 +20,7 @@ from vmtest.model.snapshot import unsavable
 from vmtest.progress import SILENT, Progress
 from vmtest.qemu.argv import Ram
 from vmtest.qemu.qcow2 import set_backing
-from vmtest.snapshots import Disk, Snapshot, facts, key_of, store
+from vmtest.snapshots import Disk, Snapshot, facts, key_of, store, unfit
 from vmtest.snapshots.digest import write
 from vmtest.snapshots.snapshot import CONSOLE, RAM, STATE
 
@@ -33,6 +33,8 @@ SECONDS = 60.0
 QUIET = 0.1
 QUIET_CPU = 0.05
 """A guest has come to rest when QEMU used so small a part of so many seconds, and the console was silent."""
+HOLD = 10.0
+"""Seconds that a guest may take to hold its programs; usual are 5 ms."""
 RESTLESS = 10.0
 """Seconds after which a guest that does not come to rest is taken as it is: some work always."""
 
@@ -57,6 +59,8 @@ def clone(
     memory.require(snapshot.machine.memory, memory.CLONE)
     if not snapshot.untouched:
         raise SnapshotError(f"the snapshot {snapshot.path} was changed or removed while it was in use")
+    if why := unfit(snapshot.facts, snapshot.machine, machine.accel if machine else snapshot.machine.accel):
+        raise SnapshotError(f"the snapshot {snapshot.label} does not fit any more: {why}")
     ram = Ram(
         path=f"/proc/self/fd/{snapshot.ram}",  # which stays the file that was checked, whatever becomes of its name
         shared=False,
@@ -118,12 +122,13 @@ def template(
             memory.require(machine.memory, memory.BOOT)
             with cache.building(path, key) as work:
                 work.chmod(0o700)  # a guest's memory is nobody else's business
-                store.room(work, machine.memory << 20)
+                store.room(work, min(machine.memory, memory.BOOT) << 20)  # a boot for nothing takes long
                 progress.step(f"booting {manner.name} under {machine.accel}, for the template of its clones")
                 _boot_into(work, machine, qemu, manner, logs, known, key)
                 if logs is not None:  # they are told only if that fails; a clone begins with what was printed
                     (logs / CONSOLE).unlink(missing_ok=True)
             found = Snapshot(path)
+            store.prune(store.limit())
     return found
 
 
@@ -151,8 +156,9 @@ def _boot_into(
             life.connect(Deadline(manner.boot_timeout * manner.timeout_scale))
             _check_renewal(life)
             _come_to_rest(life)
-            life.running.pause()
-            life.running.migration.save(work / STATE, Deadline(SECONDS * manner.timeout_scale))
+            with _held(life):
+                life.running.pause()
+                life.running.migration.save(work / STATE, Deadline(SECONDS * manner.timeout_scale))
             (work / CONSOLE).write_bytes(life.running.console.transcript())
             disks = tuple(Disk(number=number, files=(path.name,)) for number, path in life.disks.items())
             resolved = _resolved_type(life)
@@ -162,7 +168,7 @@ def _boot_into(
             raise
         finally:
             life.close()  # also what its disks hold is complete then
-        write(memory_file, work / RAM)
+        _write(memory_file, work)
     Snapshot.write(
         work,
         name="",
@@ -215,53 +221,88 @@ def _come_to_rest(life: Life) -> None:
 
 
 def save(life: Life, path: Path, *, name: str, origin: str) -> Snapshot:
-    """The snapshot of a running guest, written to the directory ``path``; the guest goes on. Raises SnapshotError.
+    """The snapshot of a running guest, written to the directory ``path``; the guest goes on. Raises SnapshotError, and
+    UsageError where there is one already.
 
     Its memory is its own, so QEMU moves the state to another QEMU, whose memory is the file; that one's devices are
     saved then.
     """
     if why := unsavable(life.machine, life.qemu.version):
         raise SnapshotError(f"{life.manner.name} cannot be saved: {why}")
-    paused = life.running.paused
+    memory.require(life.machine.memory, life.running.process.resident)  # all that it has is copied
     deadline = Deadline(SECONDS * life.manner.timeout_scale)
     key = key_of(known := facts(life.machine, life.qemu))
     alone = cache.lock(store.locked(path)) if name else nullcontext()  # a directory of its own needs no lock
-    with _disk_errors(path), alone, cache.building(path, path.name) as work:
-        work.chmod(0o700)
-        store.room(work, life.machine.memory << 20)
-        if not paused:
-            life.running.pause()
-        try:
+    with _disk_errors(path), alone:
+        if path.exists():
+            raise UsageError(
+                f"there is a snapshot named {name!r} already", hint=f"another name, or: vmtest snapshot rm {name}"
+            )
+        with cache.building(path, path.name) as work:
+            work.chmod(0o700)
             with _memory(life.machine) as memory_file:
                 block = _ram_block(life)
                 ram = Ram(path=f"/proc/self/fd/{memory_file}", shared=True, block=block)
                 # Its disks are never used.
                 other = Life(life.machine, life.qemu, life.manner, ram=ram, incoming=True, inherited=(memory_file,))
                 try:
-                    life.running.migration.send(other.running.migration, deadline)
-                    disks = _copy_disks(life, work)  # now: QEMU has let go of them, so that they are complete
+                    disks = _send(life, other, work, deadline)
                     other.running.migration.save(work / STATE, deadline)
                 finally:
                     other.close()
-                write(memory_file, work / RAM)
-            (work / CONSOLE).write_bytes(life.running.console.transcript())
+                _write(memory_file, work)
             known["machine_type"] = _resolved_type(life)
-        finally:
-            if not paused:
-                life.running.resume()
-        Snapshot.write(
-            work,
-            name=name,
-            origin=origin,
-            machine=life.machine,
-            manner=replace(life.manner, expects_agent=life.uplink.agent is not None),
-            known=known,
-            key=key,
-            disks=disks,
-            ram_block=block,
-            qemu_version=life.qemu.version,
-        )
+            Snapshot.write(
+                work,
+                name=name,
+                origin=origin,
+                machine=life.machine,
+                manner=replace(life.manner, expects_agent=life.uplink.agent is not None),
+                known=known,
+                key=key,
+                disks=disks,
+                ram_block=block,
+                qemu_version=life.qemu.version,
+            )
     return Snapshot(path)
+
+
+def _send(life: Life, other: Life, work: Path, deadline: Deadline) -> tuple[Disk, ...]:
+    """Move a guest's state to the other QEMU and copy its disks and what it printed; it stands still meanwhile."""
+    running, paused = life.running, life.running.paused
+    with nullcontext() if paused else _held(life):
+        if not paused:
+            running.pause()
+        try:
+            running.migration.send(other.running.migration, deadline)
+            (work / CONSOLE).write_bytes(running.console.transcript())
+            return _copy_disks(life, work)  # now: QEMU has let go of them, so that they are complete
+        finally:
+            running.resume()
+            if paused:  # QEMU sends no state of a machine that stands still since it was sent before
+                running.pause()
+
+
+@contextmanager
+def _held(life: Life) -> Iterator[None]:
+    """While it lasts none of the guest's programs runs: its clones are woken before they do. One that has crashed, or
+    whose agent does not answer, is taken as it is.
+    """
+    agent = life.uplink.agent
+    with ExitStack() as stack:
+        if agent is not None and not life.running.verdict.is_set:
+            with suppress(TimeoutError):
+                try:
+                    stack.enter_context(agent.held(Deadline(HOLD * life.manner.timeout_scale)))
+                except GuestError as error:
+                    raise SnapshotError(error.message) from error
+        yield
+
+
+def _write(memory_file: int, work: Path) -> None:
+    """Write the memory into the snapshot, where there is room for as much of it as is used."""
+    store.room(work, os.fstat(memory_file).st_blocks * 512)
+    write(memory_file, work / RAM)
 
 
 def _copy_disks(life: Life, work: Path) -> tuple[Disk, ...]:
@@ -270,6 +311,8 @@ def _copy_disks(life: Life, work: Path) -> tuple[Disk, ...]:
     disks = []
     for number, overlay in life.disks.items():
         files = below.get(number, ())
+        if files and not (life.parent and life.parent.untouched):  # others may lie there now under the same names
+            raise SnapshotError("the snapshot that the guest is a clone of was changed or removed while it ran")
         for file in files:
             assert life.parent is not None
             try:
@@ -306,4 +349,4 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SnapshotError(f"the snapshot {path} cannot be saved: {error}") from error
+        raise store.NoRoom(f"the snapshot {path} cannot be saved: {error}") from error

@@ -6,9 +6,10 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, get_args
 
 from vmtest import cloning, transfer
 from vmtest.deadline import Deadline
@@ -79,6 +80,11 @@ class Guest:
         """How it came to be: "" where it was booted, else what it is a clone of."""
         parent = self._life.parent
         return f"a clone of {parent.label} ({parent.origin})" if parent else ""
+
+    @property
+    def from_named(self) -> bool:
+        """Whether it began in a snapshot that people have named."""
+        return self._life.parent is not None and self._life.parent.name != ""
 
     @property
     def logs(self) -> Path:
@@ -292,15 +298,14 @@ class Guest:
         """Keep its whole state, memory, devices and disks; it goes on. It takes about a second for 256 MiB.
 
         With a name the snapshot is kept for later sessions (``vmtest snapshot list``, ``boot(snapshot=NAME)``), else
-        until this guest ends. Raises SnapshotError where QEMU cannot save it or there is no room, UsageError for a
-        name that is taken.
+        until this guest is closed, in a directory of its own below $TMPDIR: it can be restored until then, and takes
+        what is used of the guest's memory. Raises SnapshotError where QEMU cannot save it or there is no room,
+        UsageError for a name that is taken and for a guest that has not come up yet.
         """
         self._open()
         path = store.named_path(name) if name is not None else self._own_directory()
-        if path.exists():
-            raise UsageError(
-                f"there is a snapshot named {name!r} already", hint=f"another name, or: vmtest snapshot rm {name}"
-            )
+        if self._uplink.agent is not None and self._uplink.channel is None and not self._running.verdict.is_set:
+            raise UsageError(f"{self.name} has not come up yet", hint="wait_up() first")
         with self._explained():
             return cloning.save(self._life, path, name=name or "", origin=f"{self.name}, saved by its user")
 
@@ -312,8 +317,9 @@ class Guest:
     def restore(self, snapshot: Snapshot) -> Self:
         """Go back to a snapshot of this machine: memory, devices and disks. Its console begins anew.
 
-        It becomes a new clone, in another QEMU: descriptors and process ids that were noted down are void. As with
-        every clone, its clock is that of now, and its random numbers are its own. Raises SnapshotError, UsageError
+        It becomes a new clone, in another QEMU: descriptors and process ids that were noted down are void, and
+        ``reports`` begin anew. Where vmtest's agent runs in it its clock is that of now, as with every clone, and its
+        random numbers are its own. Raises SnapshotError, UsageError
         for a snapshot of another machine.
         """
         self._fits(snapshot)
@@ -338,6 +344,8 @@ class Guest:
         machine.
         """
         self._fits(snapshot)
+        if way not in (None, *get_args(Way)):
+            raise UsageError(f"there is no way {way!r} to reset a guest", hint=f"known: {', '.join(get_args(Way))}")
         if self._resetter is None:
             self._resetter = Resetter()
         with self._explained():
@@ -350,9 +358,19 @@ class Guest:
         return self._resetter.way if self._resetter is not None else None
 
     def _fits(self, snapshot: Snapshot) -> None:
-        if snapshot.machine != self.machine:
+        if not isinstance(snapshot, Snapshot):
             raise UsageError(
-                f"{snapshot!r} is not of this guest's machine", hint="boot(snapshot=NAME) makes a guest of a named one"
+                f"{snapshot!r} is not a snapshot",
+                hint="take what guest.snapshot() returns; boot(snapshot=NAME) for a name",
+            )
+        if snapshot.machine != self.machine:
+            theirs, ours = asdict(snapshot.machine), asdict(self.machine)
+            differs = ", ".join(
+                f"{name} {theirs[name]} and not {ours[name]}" for name in ours if theirs[name] != ours[name]
+            )
+            raise UsageError(
+                f"{snapshot!r} is of another machine than this guest's: {differs}",
+                hint="boot(snapshot=NAME) makes a guest of a named one",
             )
 
     def _become(self, life: Life) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 
 from vmtest.model.machine import Machine
+from vmtest.model.snapshot import shared
 
 __all__ = ["script"]
 
@@ -34,7 +35,7 @@ def script(machine: Machine, hostname: str | None) -> str:
     if hostname is not None:
         parts.append(_HOSTNAME.format(name=hostname, machine_id=secrets.token_hex(16)))
     for number, nic in enumerate(machine.nics):
-        if nic.backend.split(",", 1)[0] != "user" and not nic.mac:
+        if shared(nic) and not nic.mac:
             # 52:54:00 is what QEMU's own addresses begin with: locally administered.
             mac = ":".join(["52", "54", "00", *(f"{byte:02x}" for byte in secrets.token_bytes(3))])
             parts.append(_MAC.format(number=number, mac=mac))

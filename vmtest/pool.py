@@ -72,8 +72,8 @@ class Pool:
         if self.size < 1 or self._closed or os.getpid() != self._owner:
             return None
         recipe = (snapshot, qemu, manner)
-        if not snapshot.untouched:  # clones that wait see what has been changed in it; who makes a new one is told
-            self._give_up(recipe)
+        self._give_up_changed()
+        if not snapshot.untouched:  # who makes a new one is told
             return None
         with self._changed:
             ready = self._held[recipe] = self._held.pop(recipe, deque[Life]())
@@ -100,10 +100,13 @@ class Pool:
             self._threads.append(threading.Thread(target=self._refill, name="vmtest-pool", daemon=True))
             self._threads[-1].start()
 
-    def _give_up(self, recipe: Recipe) -> None:
+    def _give_up_changed(self) -> None:
+        """Clones that wait see what is changed in their snapshot."""
         with self._changed:
-            spoilt = self._held.pop(recipe, ())
-            self._asked.pop(recipe, None)
+            changed = [recipe for recipe in self._held if not recipe[0].untouched]
+            spoilt = [life for recipe in changed for life in self._held.pop(recipe)]
+            for recipe in changed:
+                self._asked.pop(recipe, None)
         for life in spoilt:
             life.close()
 
@@ -149,7 +152,11 @@ class Pool:
         held = len(self.ready) + len(self._making)
         if not self._held or self._stalled or held >= most or (self._alone and self._making):
             return False
-        left = memory.available() - memory.RESERVE - memory.CLONE * (1 + len(self._making))
+        try:
+            left = memory.available()
+        except OSError:  # too many open files
+            return False
+        left -= memory.RESERVE + memory.CLONE * (1 + len(self._making))
         if left < 0 and not self.shortage:
             self.shortage = (
                 f"the pool kept {len(self.ready)} guests ready and not {most}: {memory.available()} MiB of memory "

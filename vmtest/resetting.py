@@ -15,6 +15,7 @@ from vmtest.deadline import Deadline
 from vmtest.errors import GuestError, HostError, QmpError, SnapshotError
 from vmtest.host import memory
 from vmtest.life import Life
+from vmtest.model.snapshot import poolable
 from vmtest.pool import Pool
 from vmtest.qemu.qcow2 import create_empty
 from vmtest.snapshots import Snapshot, store
@@ -85,7 +86,8 @@ class Resetter:
         """By another QEMU; whether its time counts."""
         if self._pool is None:
             self._pool = Pool(1)
-        become(self._pool.take(snapshot, life.qemu, life.manner) or clone(snapshot, life.qemu, life.manner))
+        made = self._pool.take(snapshot, life.qemu, life.manner) if poolable(life.machine) else None
+        become(made or clone(snapshot, life.qemu, life.manner))
         self._swaps += 1
         return self._swaps > 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -92,13 +93,7 @@ class Running:
         self.qmp: Qmp | None = None
 
         with_agent = machine.channel is not Channel.CONSOLE
-        try:
-            pairs = {name: socket.socketpair() for name in ("console", "qmp", *(["agent"] if with_agent else []))}
-        except OSError as error:
-            raise HostError(
-                f"no sockets can be made for the guest: {error.strerror}",
-                hint="raise this process's limit of open files: ulimit -n 4096",
-            ) from error
+        pairs = {name: socket.socketpair() for name in ("console", "qmp", *(["agent"] if with_agent else []))}
         self._theirs = {name: pair[1] for name, pair in pairs.items() if name != "qmp"}
         self.command_line = shown(
             argv(machine, Wiring.by_hand(agent=with_agent), binary=str(qemu.path), sandbox=qemu.sandbox)
@@ -153,7 +148,8 @@ class Running:
     @property
     def _reset_ends_qemu(self) -> bool:
         """A restored machine has nothing to boot from: at a reset it is started again, as it would have been cold."""
-        return self._incoming and "-no-reboot" not in self.machine.extra
+        says_otherwise = any(re.search("-no-reboot$|reboot=shutdown", word) for word in self.machine.extra)
+        return self._incoming and not says_otherwise
 
     def _close_theirs(self) -> None:
         for end in self._theirs.values():
@@ -267,20 +263,23 @@ class Running:
     def _start_again(self) -> None:
         """A restored machine was reset. It boots, on the same console and disks, as one that was never restored."""
         self._forget_life()
-        ours, theirs = socket.socketpair()
+        ours: socket.socket | None = None
         try:
+            ours, theirs = socket.socketpair()
             with theirs, self._born_again:
                 if self._ending:
                     ours.close()
                     return
                 before, self.ram, self._incoming, self._shutdown = self.qmp, None, False, None
+                self._stopped_by_us = False
                 self._launch(theirs)
                 self._close_theirs()
             if before is not None:
                 before.close()
             self._connect(ours)
-        except VmtestError as error:
-            ours.close()
+        except (VmtestError, OSError) as error:
+            if ours is not None:
+                ours.close()
             if not self._ending:
                 said = error  # the name goes with the except block
                 self.verdict.set(lambda: HostError(f"the guest could not be reset: {said}", evidence=self.evidence()))

@@ -14,8 +14,8 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long ulong;
 
-enum { MAX_COMMANDS = 32, PAYLOAD = 65536, WINDOW = 65536, MAX_STRINGS = 4096, PROTOCOL = 2 };
-enum frame { HELLO = 1, SPAWN, STDIN, KILL, STDIN_DONE, STDOUT, STDERR, EXIT, REFUSED, PING, WAKE };
+enum { MAX_COMMANDS = 32, PAYLOAD = 65536, WINDOW = 65536, MAX_STRINGS = 4096, PROTOCOL = 3 };
+enum frame { HELLO = 1, SPAWN, STDIN, KILL, STDIN_DONE, STDOUT, STDERR, EXIT, REFUSED, PING, WAKE, HOLD };
 #define HELLO_ID 0x74736d76u /* "vmst": with HELLO and its length the 12 bytes by which a new agent finds its place */
 
 /* ---- system calls ------------------------------------------------------------------------------------------ */
@@ -23,7 +23,8 @@ enum frame { HELLO = 1, SPAWN, STDIN, KILL, STDIN_DONE, STDOUT, STDERR, EXIT, RE
 #if defined(__x86_64__)
 enum { SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_rt_sigprocmask = 14, SYS_ioctl = 16, SYS_fcntl = 72,
        SYS_clone = 56, SYS_execve = 59, SYS_exit_group = 231, SYS_wait4 = 61, SYS_kill = 62, SYS_chdir = 80,
-       SYS_setsid = 112, SYS_clock_settime = 227, SYS_openat = 257, SYS_ppoll = 271, SYS_signalfd4 = 289, SYS_dup3 = 292, SYS_pipe2 = 293 };
+       SYS_setsid = 112, SYS_clock_settime = 227, SYS_openat = 257, SYS_ppoll = 271, SYS_signalfd4 = 289, SYS_dup3 = 292, SYS_pipe2 = 293,
+       SYS_sched_setscheduler = 144, SYS_sched_setaffinity = 203, SYS_sched_getaffinity = 204, SYS_getcpu = 309 };
 static long syscall6(long n, long a, long b, long c, long d, long e, long f)
 {
     long r;
@@ -36,7 +37,8 @@ __asm__(".globl _start\n_start:\n mov %rsp,%rdi\n and $-16,%rsp\n call begin\n")
 #elif defined(__aarch64__) || defined(__riscv) /* both use the kernel's generic numbers */
 enum { SYS_read = 63, SYS_write = 64, SYS_close = 57, SYS_rt_sigprocmask = 135, SYS_ioctl = 29, SYS_fcntl = 25,
        SYS_clone = 220, SYS_execve = 221, SYS_exit_group = 94, SYS_wait4 = 260, SYS_kill = 129, SYS_chdir = 49,
-       SYS_setsid = 157, SYS_clock_settime = 112, SYS_openat = 56, SYS_ppoll = 73, SYS_signalfd4 = 74, SYS_dup3 = 24, SYS_pipe2 = 59 };
+       SYS_setsid = 157, SYS_clock_settime = 112, SYS_openat = 56, SYS_ppoll = 73, SYS_signalfd4 = 74, SYS_dup3 = 24, SYS_pipe2 = 59,
+       SYS_sched_setscheduler = 119, SYS_sched_setaffinity = 122, SYS_sched_getaffinity = 123, SYS_getcpu = 168 };
 static long syscall6(long n, long a, long b, long c, long d, long e, long f)
 {
 #if defined(__aarch64__)
@@ -67,6 +69,7 @@ enum { POLLIN = 1, POLLOUT = 4, POLLERR = 8, POLLHUP = 16 };
 enum { F_SETFL = 4, F_SETPIPE_SZ = 1031, FIONREAD = 0x541B, RNDADDENTROPY = 0x40085203, RNDRESEEDCRNG = 0x5207 };
 enum { WNOHANG = 1, SIGKILL = 9, SIGPIPE = 13, SIGCHLD = 17, SIGCONT = 18 };
 enum { SIG_BLOCK = 0, SIG_SETMASK = 2 };
+enum { SCHED_OTHER = 0, SCHED_FIFO = 1, HIGHEST = 99 };
 struct pollfd { int fd; short events, revents; };
 struct timespec { long sec, nsec; };
 
@@ -413,6 +416,64 @@ static void hello(u8 *nonce, u32 n)
     send_frame(HELLO, HELLO_ID, n + 4);
 }
 
+/*
+ * While the guest is held no other program of its runs: whoever restores a snapshot that was taken meanwhile wakes it
+ * before any of them draws a random number or reads the clock. We have the highest priority and look for the next
+ * frame without ever sleeping, and on each other CPU a process does likewise until we close its pipe.
+ */
+static struct { int yes, others; ulong cpus[16]; } held = { 0, -1, { 0 } };
+
+static long take_cpu(u32 cpu)
+{
+    ulong only[16] = { 0 };
+    int priority = HIGHEST;
+    only[cpu / 64] = 1ul << cpu % 64;
+    sys(sched_setaffinity, 0, sizeof only, only);
+    return sys(sched_setscheduler, 0, SCHED_FIFO, &priority);
+}
+
+static void release(void)
+{
+    int none = 0;
+    if (!held.yes) return;
+    held.yes = 0;
+    close_fd(&held.others);
+    sys(sched_setscheduler, 0, SCHED_OTHER, &none);
+    sys(sched_setaffinity, 0, sizeof held.cpus, held.cpus);
+}
+
+static void hold(u32 id)
+{
+    u32 mine = 0;
+    int pipes[2][2]; /* they say that they run; we end them */
+    u8 byte = 0;
+    long r = held.yes ? 0 : sys(sched_getaffinity, 0, sizeof held.cpus, held.cpus);
+    if (r > 0) {
+        sys(getcpu, &mine, 0, 0);
+        r = take_cpu(mine);
+        held.yes = 1;
+        if (r >= 0 && (r = sys(pipe2, pipes[0], O_CLOEXEC, 0)) >= 0 && (r = sys(pipe2, pipes[1], O_CLOEXEC | O_NONBLOCK, 0)) >= 0) {
+            for (u32 cpu = 0; cpu < 64 * 16; cpu++) {
+                if (cpu == mine || !(held.cpus[cpu / 64] >> cpu % 64 & 1)) continue;
+                long pid = syscall6(SYS_clone, SIGCHLD, 0, 0, 0, 0, 0);
+                if (pid == 0) {
+                    sys(close, pipes[1][1], 0, 0);
+                    byte = take_cpu(cpu) < 0;
+                    write_all(pipes[0][1], &byte, 1);
+                    while (sys(read, pipes[1][0], &byte, 1) == -EAGAIN) {}
+                    sys(exit_group, 0, 0, 0);
+                }
+                if (pid < 0) r = pid;
+                else if (sys(read, pipes[0][0], &byte, 1) != 1 || byte) r = -EACCES;
+            }
+            sys(close, pipes[0][0], 0, 0), sys(close, pipes[0][1], 0, 0), sys(close, pipes[1][0], 0, 0);
+            held.others = pipes[1][1];
+        }
+    }
+    put32(outgoing + 12, r < 0 ? (u32)-r : 0);
+    send_frame(HOLD, id, 4);
+}
+
 /* Payload: u64 seconds and u64 nanoseconds since 1970, then random bytes. A clone of a snapshot has the clock and the
  * random numbers of its moment: set the one, and stir the other so that no two clones draw the same. */
 static void wake(u32 id, u8 *p, u32 n)
@@ -427,6 +488,7 @@ static void wake(u32 id, u8 *p, u32 n)
     if (r >= 0) r = sys(ioctl, random, RNDRESEEDCRNG, 0);
     sys(close, random, 0, 0);
     put32(outgoing + 12, (u32)-r), put32(outgoing + 16, (u32)-sys(clock_settime, 0, &now, 0));
+    release();
     send_frame(WAKE, id, 8);
 }
 
@@ -438,6 +500,7 @@ static void handle(u32 type, u32 id, u8 *p, u32 n)
     case SPAWN: spawn(id, p, n); break;
     case PING: send_frame(PING, id, 0); break;
     case WAKE: if (n > 16 && n <= 16 + 256) wake(id, p, n); break;
+    case HOLD: if (n) release(); else hold(id); break;
     case STDIN: take_input(id, p, n); break;
     case KILL: if ((c = find(id)) && n == 4) signal_command(c, get32(p)); break;
     }
@@ -455,7 +518,7 @@ static u32 seek_hello(u32 at)
 
 static int sent_by_host(u32 type)
 {
-    return type == HELLO || type == SPAWN || type == STDIN || type == KILL || type == PING || type == WAKE;
+    return type == HELLO || type == SPAWN || type == STDIN || type == KILL || type == PING || type == WAKE || type == HOLD;
 }
 
 /* Whether there was something. */
@@ -490,7 +553,7 @@ static void serve(void)
     int away = 0; /* the host's end is closed: poll would return at once, so look again after a pause */
     for (;;) {
         u32 count = 2, running = 0;
-        struct timespec pause = { 0, 50000000 }; /* each time anew: the kernel writes what was left of it into it */
+        struct timespec pause = { 0, held.yes ? 0 : 50000000 }; /* each time anew: the kernel writes what was left of it into it */
         fds[0] = (struct pollfd){ away ? -1 : port, POLLIN, 0 };
         fds[1] = (struct pollfd){ signals, POLLIN, 0 };
         for (int i = 0; i < MAX_COMMANDS; i++) {
@@ -502,7 +565,7 @@ static void serve(void)
             running++;
         }
         if (!running && !spare.pid) fork_spare();
-        sys4(ppoll, fds, count, away ? &pause : 0, 0);
+        sys4(ppoll, fds, count, away || held.yes ? &pause : 0, 0);
         away = (fds[0].revents & (POLLHUP | POLLERR)) != 0;
         u32 at = 2;
         for (int i = 0; i < MAX_COMMANDS; i++) {

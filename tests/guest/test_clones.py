@@ -22,6 +22,7 @@ import pytest
 import vmtest
 from vmtest import booting
 from vmtest.booting import use_pool
+from vmtest.deadline import Deadline
 from vmtest.errors import GuestError, GuestGone, GuestPanicked, SnapshotError, UsageError, VmtestError
 from vmtest.pool import Pool
 from vmtest.pytest_plugin.fixtures import Boot
@@ -224,6 +225,66 @@ def test_restored_twice_draws_twice(guest: vmtest.Guest) -> None:
     _all_differ(drawn)
 
 
+DRAWING = """
+i=10000000
+while :; do
+    i=$((i+1)); read draw </proc/sys/kernel/random/uuid; echo "draw $i $draw"
+done >/tmp/draws
+"""
+
+
+@pytest.mark.parametrize("smp", [1, 2])
+def test_running_programs_do_not_draw_the_same(boot: Boot, smp: int) -> None:
+    """What runs in a guest while its snapshot is taken draws in each of two clones something else from then on."""
+    guest = boot(smp=smp)
+    guest.run(["sh", "-c", f"({DRAWING}) & exec sleep 0.2"]).check()
+    snapshot = guest.snapshot()
+    saved = (snapshot.path / "ram").read_bytes()
+    last = max(map(int, re.findall(rb"draw (\d{8}) [0-9a-f]{8}-", saved)))
+    drawn = []
+    for _ in range(2):
+        guest.restore(snapshot)
+        lines = guest.run(f"until grep -q 'draw {last + 200} ' /tmp/draws; do sleep 0.01; done; cat /tmp/draws").stdout
+        drawn.append({int(n): draw for n, draw in re.findall(r"draw (\d+) (\S{36})\n", lines)})
+    (first, second), numbers = drawn, range(10000001, last + 200)
+    assert [n for n in numbers if first[n] == second[n] and n > last] == []
+    assert [n for n in numbers if first[n] != second[n] and n <= last] == []
+
+
+@pytest.mark.parametrize("smp", [1, 2])
+def test_held_programs_stand_still(boot: Boot, smp: int) -> None:
+    """While a guest is held its programs stand still, on each of its processors, and go on afterwards."""
+    guest = boot(smp=smp)
+    guest.run("for n in 1 2 3; do (while :; do echo $n; done) >/dev/console & done").check()
+    agent = guest._life.uplink.agent
+    assert agent is not None
+    with agent.held(Deadline(10)):
+        while guest._running.verdict.wait(0.05) or (before := guest.console.total) != guest.console.total:
+            pass  # what the serial port still held
+        assert not guest._running.verdict.wait(0.2)
+        assert guest.console.total == before
+    with guest._running._changed:
+        guest._running._changed.wait_for(lambda: guest.console.total > before, 10)
+    assert guest.console.total > before
+    assert guest.run("echo answers").stdout == "answers\n"
+
+
+def test_named_snapshot_that_is_not_waited_for(guest: vmtest.Guest) -> None:
+    """Two that begin in one snapshot draw each their own, and know the time, where they are not waited for, too."""
+    name = f"unwaited-{os.getpid()}"
+    guest.run("date -s '2001-02-03 04:05:06'").check()
+    guest.snapshot(name).close()
+    drawn = []
+    try:
+        for _ in range(2):
+            with vmtest.boot(snapshot=name, wait=False) as other:
+                drawn.append(_draws(other))
+                assert abs(int(other.run("date +%s").stdout) - time.time()) < 5
+    finally:
+        store.remove(store.named_path(name))
+    _all_differ(drawn)
+
+
 def test_the_clock_is_now(guest: vmtest.Guest) -> None:
     """A clone's clock is the host's, even where its template's showed years ago when it was saved."""
     guest.run("date -s '2001-02-03 04:05:06'").check()
@@ -423,8 +484,10 @@ def test_named_snapshot(boot: Boot, disk: Path) -> None:
             assert other.machine.memory == 200
             assert name in other.origin
             _mark(other, f"num{number}")
-        with pytest.raises(UsageError, match="memory cannot be chosen"):
-            boot(snapshot=name, memory=300)
+        for said in ({"memory": 300}, {"cold": True}, {"trim": False}, {"image": "linux-aarch64"}, {"arch": "riscv64"}):
+            with pytest.raises(UsageError, match=f"{next(iter(said))} = .* cannot be had of a guest that begins in"):
+                vmtest.boot(snapshot=name, **said)  # type: ignore[arg-type]
+        boot(snapshot=name, image="linux-x86_64", arch="x86_64")
     finally:
         store.remove(store.named_path(name))
     with pytest.raises(UsageError, match="there is no snapshot named"):
@@ -439,16 +502,22 @@ def test_snapshot_of_another_machine(boot: Boot) -> None:
     guest, other = boot(), boot(memory=200)
     snapshot = other.snapshot()
     for way in (guest.restore, guest.reset_to):
-        with pytest.raises(UsageError, match="is not of this guest's machine"):
+        with pytest.raises(UsageError, match=r"of another machine than this guest's: memory 200 and not 256"):
             way(snapshot)
+        for wrong in ("a name", None):
+            with pytest.raises(UsageError, match="is not a snapshot"):
+                way(wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no way 'bogus' to reset a guest"):
+        guest.reset_to(guest.snapshot(), way="bogus")  # type: ignore[arg-type]
     assert guest.run("echo on").stdout == "on\n"
 
 
 def test_snapshot_of_a_paused_guest(guest: vmtest.Guest) -> None:
-    """Saving a paused guest leaves it paused; what was saved runs when it is restored."""
+    """Saving a paused guest leaves it paused, each time; what was saved runs when it is restored."""
     shown = _mark(guest, "held")
     guest.pause()
-    snapshot = guest.snapshot()
+    for _ in range(2):
+        snapshot = guest.snapshot()
     assert guest.qmp("query-status")["running"] is False  # type: ignore[index]
     with pytest.raises(UsageError, match="is paused"):
         guest.run("true")
@@ -457,6 +526,42 @@ def test_snapshot_of_a_paused_guest(guest: vmtest.Guest) -> None:
     _mark(guest, "more")
     guest.restore(snapshot)
     assert _marks(guest) == shown
+
+
+def test_reset_of_a_paused_guest(guest: vmtest.Guest) -> None:
+    """A clone that is reset while it is paused runs again, as the new boot that it is."""
+    guest.pause()
+    guest.reset()
+    assert guest.run("echo runs").stdout == "runs\n"
+
+
+def test_snapshot_while_it_boots(boot: Boot) -> None:
+    """A guest whose agent has not answered yet is not saved: nothing could renew what its clones draw."""
+    guest = boot(wait=False)
+    with pytest.raises(UsageError, match="has not come up yet"):
+        guest.snapshot()
+    guest.wait_up()
+    assert guest.restore(guest.snapshot()).run("echo up").stdout == "up\n"
+
+
+@pytest.mark.parametrize("words", [["-no-reboot"], ["--no-reboot"], ["-action", "reboot=shutdown"]])
+def test_no_reboot(boot: Boot, words: list[str]) -> None:
+    """A clone whose QEMU is told to end at a reset does, however that is written, as where it was booted."""
+    guest = boot(qemu_args=words)
+    guest.console.sendline("reboot -f")
+    assert guest.wait(timeout=60) == 0
+    assert guest.origin
+
+
+def test_prepared_guest_that_had_crashed(boot: Boot, tmp_path: Path) -> None:
+    """What a guest printed before it went back to a snapshot is not part of what it is saved as."""
+    with vmtest.boot(logs=tmp_path) as guest:
+        snapshot = guest.snapshot()
+        _by_panic(guest)
+        guest.restore(snapshot)
+        clone = guest.snapshot()
+        assert b"panic" in guest.console.log_path.read_bytes()
+        assert b"panic" not in clone.transcript
 
 
 # -- a thousand ------------------------------------------------------------------------------------------------------

@@ -123,9 +123,9 @@ def test_failed_set_up(cli: Cli) -> None:
 def test_refusals(cli: Cli) -> None:
     """What cannot be is one line that begins with "vmtest: usage error:" and exit code 2, without a traceback."""
     for command in (["run", "--from", "nosuch", "--", "true"], ["snapshot", "show", "nosuch"]):
-        assert "there is no snapshot named 'nosuch'\n  hint: snapshots: none yet" in cli.refused(*command)
+        assert "there is no snapshot named 'nosuch'\n  hint: there are none yet" in cli.refused(*command)
     assert "there is no snapshot named 'nosuch'" in cli.refused("snapshot", "rm", "nosuch")
-    for bad in ("../up", ".hidden", "a/b", "x" * 101, "a b"):
+    for bad in ("../up", ".hidden", "a/b", "x" * 101, "a b", "字" * 90, "0123456789abcdef"):
         assert f"{bad!r} cannot be the name of a snapshot" in cli.refused("snapshot", "create", bad)
         assert "cannot be the name of a snapshot" in cli.refused("run", "--from", bad, "--", "true")
     for bad in ("much", "-1", "1.5G", "", "10 Q"):
@@ -142,7 +142,10 @@ def test_refusals(cli: Cli) -> None:
     assert "--from taken says which guest it is" in said
     for option, value in (("--memory", "300"), ("--smp", "2"), ("--append", "x"), ("--nic", "user")):
         said = cli.refused("run", "--from", "taken", option, value, "--", "true")
-        assert f"{option[2:]} cannot be chosen for a guest that begins in a snapshot (taken)" in said
+        assert f"{option[2:]} = {value} cannot be had of a guest that begins in the snapshot taken" in said
+    for option in ("--cold", "--no-trim"):
+        assert "cannot be had of a guest" in cli.refused("run", "--from", "taken", option, "--", "true")
+    assert "cannot be saved: QEMU before 10.2 loses" in cli.refused("snapshot", "create", "rv", "linux-riscv64")
     assert "there is no snapshot named 'nosuch'" in cli.refused("snapshot", "rm", "taken", "nosuch")
     assert cli.names() == ["taken"]  # all or none
 
@@ -158,8 +161,11 @@ def test_damaged_snapshot(cli: Cli) -> None:
         assert "state has changed since it was saved" in done.stderr
     (state.parent / "manifest.json").write_text("{}")
     assert next(row["what"] for row in cli.rows() if row["name"] == "spoilt").startswith("damaged: ")
+    (state.parent / "manifest.json").unlink()
+    assert next(row["what"] for row in cli.rows() if row["name"] == "spoilt").startswith("damaged: ")
     assert "freed" in cli("snapshot", "rm", "spoilt").stdout
     assert cli.names() == []
+    cli("snapshot", "create", "spoilt")
 
 
 def test_help() -> None:

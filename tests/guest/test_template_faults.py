@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from vmtest.deadline import Deadline
 from vmtest.errors import ColdBootWarning, SnapshotError, UsageError
 from vmtest.model.spec import DEFAULT_GUEST
 from vmtest.pool import Pool
+from vmtest.qemu.qcow2 import create_overlay
 from vmtest.snapshots import Snapshot, store
 from vmtest.snapshots.snapshot import _hash
 
@@ -89,6 +91,7 @@ def _session(home: Path) -> Iterator[None]:
         patch.setattr(booting, "_templates", opened)
         patch.setattr(booting, "_made", {})
         patch.setattr(booting, "_hopeless", {})
+        patch.setattr(booting, "_swept", False)
         patch.setattr(booting, "_pool", Pool(0))
         try:
             yield
@@ -185,7 +188,7 @@ def _other_format(path: Path) -> None:
         ("ram", lambda path: _flip_text(path.parent), "damaged: ram has changed"),
         ("state", _flip, "damaged: state has changed"),
         ("manifest.json", _flip, "damaged: its manifest cannot be read"),
-        ("manifest.json", _other_format, "is of format 99"),
+        ("manifest.json", _other_format, "was made by another version of vmtest"),
     ],
 )
 def test_damage_between_sessions(
@@ -264,6 +267,116 @@ def test_damage_with_its_time_set_back(own: Path) -> None:
         assert steps.boots == 1
 
 
+def test_damage_with_its_time_set_back_during_a_session(own: Path) -> None:
+    """Nor does it in the session that has the template open."""
+    with _session(own):
+        _boot(steps := _Steps()).close()
+        ram = _template(own) / "ram"
+        stat = ram.stat()
+        _flip_text(_template(own))
+        os.utime(ram, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        with _boot(steps) as guest:
+            assert _good(guest)
+        assert steps.boots == 1
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A qcow2 disk that lies over another file."""
+    (tmp_path / "below.raw").write_bytes(b"original".ljust(1 << 20))
+    create_overlay(tmp_path / "disk.qcow2", "below.raw", "raw", 1 << 20)
+    return tmp_path / "disk.qcow2"
+
+
+def test_touched_template_is_checked_and_not_made_again(own: Path, image: Path) -> None:
+    """Where only a time of its files has changed a template is hashed again, by each session that has it open."""
+    with _session(own):
+        _boot(steps := _Steps(), disk=image, image=DEFAULT_GUEST).close()
+        touched = next(path for path in (own / "vmtest" / "templates").glob("[!.]*/disk0.qcow2"))
+        others = dict(booting._templates)
+        os.utime(touched)
+        for _ in range(2):
+            _boot(steps, disk=image, image=DEFAULT_GUEST).close()
+        booting._templates.update(others)  # as another session, which opened it before
+        _boot(steps, disk=image, image=DEFAULT_GUEST).close()
+        assert steps.boots == 1
+
+
+def test_threads_share_a_damaged_template(own: Path) -> None:
+    """Several threads that come upon a damaged template make it again once, and all get clones."""
+    with _session(own):
+        steps = _Steps()
+        _boot(steps).close()
+        _flip_text(_template(own))
+
+        def boot(number: int) -> str:
+            with _boot(steps) as guest:
+                assert _good(guest)
+                return guest.origin
+
+        with ThreadPoolExecutor(4) as threads:
+            assert all(threads.map(boot, range(4)))
+        assert steps.boots == 1
+        assert not booting._hopeless
+
+
+def test_disk_changed_under_a_snapshot(own: Path, image: Path) -> None:
+    """A named snapshot whose disk, or what that lies over, has been changed since is refused: its memory fits no more.
+    So it is where the disk has gone.
+    """
+    with _session(own):
+        with _boot(disk=image, image=DEFAULT_GUEST) as guest:
+            guest.snapshot("mine").close()
+            other = guest.snapshot()
+            vmtest.boot(snapshot="mine").close()
+            (image.parent / "below.raw").write_bytes(b"another!".ljust(1 << 20))
+            with pytest.raises(SnapshotError, match=r"the disk \S+disk.qcow2 has been changed since it was saved"):
+                vmtest.boot(snapshot="mine")
+            with pytest.raises(SnapshotError, match="has been changed since it was saved"):
+                guest.restore(other)
+            assert _good(guest)
+        image.unlink()
+        with pytest.raises(UsageError, match=r"the disk .* cannot be used: No such file"):
+            vmtest.boot(snapshot="mine")
+
+
+def test_template_replaced_under_its_clone(own: Path, image: Path) -> None:
+    """A clone whose template's disk was replaced meanwhile cannot be saved: the new one's blocks are not its own."""
+    with _session(own), _boot(disk=image, image=DEFAULT_GUEST) as guest:
+        (disk,) = (own / "vmtest" / "templates").glob("[!.]*/disk0.qcow2")
+        shutil.copy(disk, disk.with_name("copy"))
+        disk.with_name("copy").rename(disk)
+        with pytest.raises(SnapshotError, match="was changed or removed while it ran"):
+            guest.snapshot()
+        assert _good(guest)
+
+
+CREATE = """
+import sys
+import vmtest
+with vmtest.boot(memory=128) as guest:
+    print("up", flush=True)
+    sys.stdin.readline()
+    try:
+        guest.snapshot("one")
+        print("kept")
+    except vmtest.UsageError as error:
+        print(error.message)
+"""
+
+
+def test_two_sessions_take_one_name(own: Path) -> None:
+    """Of two sessions that save under the same name at the same time one succeeds, and the other is told."""
+    sessions = [_start(own, CREATE) for _ in range(2)]
+    for session in sessions:
+        assert session.stdout is not None
+        assert session.stdout.readline() == "up\n"
+    said = sorted(
+        out.strip() for out, _ in ThreadPoolExecutor(2).map(lambda session: session.communicate("go\n", 120), sessions)
+    )
+    assert said == ["kept", "there is a snapshot named 'one' already"]
+
+
 def test_named_snapshot_that_is_damaged(own: Path) -> None:
     """A snapshot that people have named cannot be made again: it is one clear error, each time."""
     with _session(own):
@@ -339,7 +452,7 @@ cloning._come_to_rest = fill
 @pytest.mark.parametrize(
     ("size", "before", "told"),
     [
-        ("64m", "", r"a snapshot may take 128 MiB, and .*/templates/\S+ has 64 MiB left"),
+        ("64m", "", r"a snapshot takes some 128 MiB, and .*/templates has 64 MiB left"),
         ("200m", FILLED, r"(cannot be saved|could not be saved): .*(No space left|Unable to write|Input/output)"),
     ],
 )
@@ -375,7 +488,8 @@ def test_full_disk(empty: Path, size: str, before: str, told: str) -> None:
 
 def _start(home: Path, code: str = SESSION) -> subprocess.Popen[str]:
     environment = {**os.environ, "XDG_CACHE_HOME": str(home)}
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True, env=environment)
 
 
 def test_two_sessions_make_a_template_once(empty: Path) -> None:
@@ -698,7 +812,7 @@ def test_new_template_makes_room_within_the_limit(own: Path, monkeypatch: pytest
     template.rename(newer)
     for number, path in enumerate((older, newer)):
         os.utime(path / "used", (1000 + number, 1000 + number))
-    monkeypatch.setenv("VMTEST_SNAPSHOT_LIMIT", "256M")
+    monkeypatch.setenv("VMTEST_SNAPSHOT_LIMIT", str(store.size(newer) * 5 // 2))
     with _session(own), _boot(steps := _Steps()) as guest:
         assert _good(guest)
         assert steps.boots == 1

@@ -189,10 +189,59 @@ def test_from_a_snapshot(pytester: pytest.Pytester, cache: Path) -> None:
         """,
     )
     _run(pytester, "test_make.py").assert_outcomes(passed=1)
-    _run(pytester, "--vm-from=mine", "test_use.py").assert_outcomes(passed=3)
+    result = _run(pytester, "--vm-from=mine", "test_use.py")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["vmtest: *from the snapshot mine of linux-x86_64, accelerator tcg"])
     result = _run(pytester, "--vm-from=yours", "test_use.py")
-    result.stdout.fnmatch_lines(["*there is no snapshot named 'yours'*", "*snapshots: mine*"])
-    result.assert_outcomes(errors=3)
+    result.stderr.fnmatch_lines(["ERROR: there is no snapshot named 'yours'*", "*snapshots: mine*"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result = _run(pytester, "--vm-from=mine", "--vm-guest=linux-aarch64", "test_use.py")
+    result.stderr.fnmatch_lines(["ERROR: --vm-from mine says which guest it is*"])
+    result = _run(pytester, "--vm-from=mine", "--vm-cold", "test_use.py")
+    result.stderr.fnmatch_lines(["ERROR: cold = True cannot be had of a guest that begins in the snapshot mine*"])
+    pytester.makepyfile(
+        test_marked="""
+        import pytest
+
+        @pytest.mark.guest("linux-aarch64")
+        def test_other(guest):
+            pass
+
+        @pytest.mark.guest("linux-x86_64")
+        def test_same(guest):
+            assert guest.run("cat /root/mark").stdout == "kept\\n"
+        """
+    )
+    result = _run(pytester, "--vm-from=mine", "test_marked.py")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*image = linux-aarch64 cannot be had of a guest that begins in the snapshot mine*"])
+
+
+def test_prepared_from_a_snapshot(pytester: pytest.Pytester, cache: Path) -> None:
+    """What a session prepares of a guest that began in a snapshot is how its later guests begin; without clones there
+    is nothing to prepare, which is told.
+    """
+    pytester.makepyfile(test_make="def test_make(guest): guest.snapshot('mine')")
+    _run(pytester, "test_make.py").assert_outcomes(passed=1)
+    pytester.makepyfile(
+        test_prepared="""
+        import pytest
+
+        @pytest.fixture(scope="session", autouse=True)
+        def prepared(session_boot, template):
+            guest = session_boot()
+            guest.run("echo prepared > /root/mark").check()
+            template(guest)
+            guest.close()
+
+        def test_prepared(guest):
+            assert guest.run("cat /root/mark").stdout == "prepared\\n"
+        """
+    )
+    _run(pytester, "--vm-from=mine", "test_prepared.py").assert_outcomes(passed=1)
+    result = _run(pytester, "--vm-cold", "test_prepared.py")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*template(guest) needs clones, and --vm-cold boots each guest anew*"])
 
 
 def test_workers_share_one_template(pytester: pytest.Pytester, cache: Path, tmp_path: Path) -> None:

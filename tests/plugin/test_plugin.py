@@ -30,7 +30,7 @@ def test_the_readme_example(pytester: pytest.Pytester) -> None:
     result = _run(pytester)
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
-        ["vmtest: *guest linux-x86_64, QEMU *, accelerator tcg*", "*guests booted: 1 under tcg*"]
+        ["vmtest: *guest linux-x86_64, QEMU *, accelerator tcg*", "*guests: 1 under tcg; 1 of them clones*"]
     )
 
 
@@ -39,7 +39,7 @@ def test_xdist_workers_boot_their_own(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(KERNEL_TEST, test_other=KERNEL_TEST)
     result = _run(pytester, "-n", "2")
     result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["*guests booted: 2 under tcg*"])
+    result.stdout.fnmatch_lines(["*guests: 2 under tcg; 2 of them clones*"])
 
 
 def test_failed_test_shows_its_guest(pytester: pytest.Pytester) -> None:

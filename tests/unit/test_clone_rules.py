@@ -30,6 +30,7 @@ CLONABLE = [
     Machine(nics=(Nic(backend="user"), Nic(backend="user,restrict=on"), Nic(backend="socket,mcast=230.0.0.1:1234"))),
     Machine(extra=("-device", "edu", "-device", "virtio-rng-pci", "-d", "int", "--name", "x", "-no-reboot")),
     Machine(extra=("-nic", "none")),
+    Machine(extra=("-device", "e1000,romfile=", "-device", "e1000,romfile=,id=x")),
     Machine(extra=("-nic", "user,model=e1000")),
 ]
 
@@ -66,7 +67,13 @@ def test_no_obstacle(machine: Machine) -> None:
         (Machine(cpu="max,migratable=no"), "not migratable"),
         (Machine(machine="q35,memory-backend=mine"), "memory is not ours"),
         (Machine(extra=("-mem-path", "/dev/hugepages")), "memory is not ours"),
-        (Machine(extra=("-drive", "file=/d")), "nothing is known of the QEMU option -drive"),
+        (Machine(nics=(Nic(backend="socket,listen=:1234"),)), "listens on a socket"),
+        (Machine(nics=(Nic(backend="stream,server=on,addr.type=unix"),)), "listens on a socket"),
+        (Machine(extra=("-device", "loader,file=/fw.bin,addr=0")), "does not look into"),
+        (Machine(extra=("-smbios", "file=/table")), "does not look into"),
+        (Machine(extra=("-device", "e1000,romfile=/rom")), "does not look into"),
+        (Machine(machine="virt,dtb=/tree"), "does not look into"),
+        (Machine(extra=("-drive", "if=none")), "nothing is known of the QEMU option -drive"),
         (
             Machine(extra=("-device", "edu", "--chardev", "file,path=/x")),
             "nothing is known of the QEMU option --chardev",
@@ -76,6 +83,12 @@ def test_no_obstacle(machine: Machine) -> None:
 def test_obstacle(machine: Machine, why: str) -> None:
     """What no two guests can have, or QEMU cannot save, is named before anything is started."""
     assert why in obstacle(machine, OLDEST)
+
+
+def test_initramfs_of_unknown_making() -> None:
+    """Where nothing is known of an agent no template is made, unless the user says that there is one."""
+    assert "nothing is known of its initramfs" in obstacle(Machine(), OLDEST, expects_agent=False)
+    assert obstacle(Machine(channel=Channel.AGENT), OLDEST, expects_agent=False) == ""
 
 
 def test_riscv_timers() -> None:
@@ -232,7 +245,7 @@ def test_snapshot_says_the_whole_machine() -> None:
         image="mine", memory=300, smp=2, append="x", nic="user", accel="kvm", cold=True, qemu="/q", hostname="h"
     )
     above = GuestSpec(snapshot="kept", timeout=5)
-    assert above.over(below) == GuestSpec(snapshot="kept", timeout=5, image="mine", qemu="/q", hostname="h")
+    assert above.over(below) == GuestSpec(snapshot="kept", timeout=5, qemu="/q", hostname="h")
     assert GuestSpec(snapshot="kept", memory=1).over(below).memory == 1
 
 

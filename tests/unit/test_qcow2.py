@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vmtest.errors import HostError, UsageError
-from vmtest.qemu.qcow2 import NAME_MOST, create_overlay, set_backing, virtual_size
+from vmtest.qemu.qcow2 import NAME_MOST, chain, create_overlay, set_backing, virtual_size
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -46,6 +46,35 @@ def test_overlay_is_what_qemu_img_would_make(tmp_path: Path, size: int) -> None:
     assert info["virtual-size"] == size == virtual_size(overlay, "qcow2")
     assert info["backing-filename"] == str(base)
     assert info["backing-filename-format"] == kind
+
+
+def test_chain(tmp_path: Path) -> None:
+    """All files that an image's contents depend on are found, a data file and what QEMU looks at by itself included."""
+    top, middle, data, base = (tmp_path / name for name in ("top", "middle", "data", "base"))
+    _raw(base, MIB)
+    _img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", middle)
+    _img("create", "-q", "-f", "qcow2", "-o", f"data_file={data}", "-b", "middle", "-F", "qcow2", top, str(MIB))
+    assert chain(top, "qcow2") == [top, middle, data, base]
+    assert chain(top, "raw") == [top], "a raw disk is what it holds, whatever that looks like"
+    _img("create", "-q", "-f", "qcow2", "-u", "-b", "nbd://host/disk", "-F", "raw", middle, str(MIB))
+    assert chain(middle, "qcow2") == [middle]
+    create_overlay(tmp_path / "itself", "x", "raw", MIB)
+    set_backing(tmp_path / "itself", "itself")
+    assert chain(tmp_path / "itself", "qcow2") == [tmp_path / "itself"]
+
+
+def test_size_of_a_block_device(tmp_path: Path) -> None:
+    """A block device's size is what can be read of it: its file has none."""
+    losetup = subprocess.run(
+        ["losetup", "--find", "--show", _raw(tmp_path / "file", 3 * MIB)], capture_output=True, text=True, check=False
+    )
+    if losetup.returncode:
+        pytest.skip(f"no loop devices here: {losetup.stderr.strip()}")
+    device = Path(losetup.stdout.strip())
+    try:
+        assert virtual_size(device, "raw") == 3 * MIB
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 def test_writes_go_to_the_overlay(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def shell(guest: str | None, **said: Any) -> None:
     with shown() as progress:
         started = boot(spec, wait=False, progress=progress)
     with started:
-        print(f"{started.name} under {started.accel}: this is its console, Ctrl-] leaves", file=sys.stderr)
+        prompt = ", Enter brings its prompt" if started.origin else ""  # it was printed before the snapshot
+        print(f"{started.name} under {started.accel}: this is its console, Ctrl-] leaves{prompt}", file=sys.stderr)
         started.console.interact()
     print("\r\nthe guest has ended", file=sys.stderr)

@@ -45,12 +45,18 @@ def create(ctx: click.Context, /, name: str, guest: str | None, **said: Any) -> 
     """
     from vmtest.booting import boot
     from vmtest.cli.run import run_shown
+    from vmtest.model.snapshot import unsavable
     from vmtest.report.progress import shown
+    from vmtest.resolve import plan
     from vmtest.snapshots import store
 
     if store.named_path(name).exists():
         raise UsageError(f"there is a snapshot named {name!r} already", hint=f"vmtest snapshot rm {name}")
     spec = spec_of(guest, said)
+    if spec.snapshot is None:
+        machine, qemu, _ = plan(spec)
+        if why := unsavable(machine, qemu.version):
+            raise UsageError(f"this guest cannot be saved: {why}")
     with shown() as progress:
         started = boot(spec, progress=progress)
     with started:
@@ -62,7 +68,7 @@ def create(ctx: click.Context, /, name: str, guest: str | None, **said: Any) -> 
         with shown() as progress:
             progress.step(f"saving {started.name}")
             kept = started.snapshot(name)
-    click.echo(f"{name}: {kept.size / 1e6:.0f} MB; vmtest run --from {name} -- COMMAND")
+    click.echo(f"{name}: {store.size(kept.path) / 1e6:.0f} MB; vmtest run --from {name} -- COMMAND")
     return 0
 
 
@@ -85,13 +91,14 @@ def list_(as_json: bool) -> None:
 
 
 def _row(path: Path) -> dict[str, Any]:
-    from vmtest.snapshots import Snapshot, store
+    from vmtest.snapshots import OtherFormat, Snapshot, store
 
     row: dict[str, Any] = {"name": path.name, "size": store.size(path), "used": store.last_use(path)}
     try:
         found = Snapshot.peek(path)
     except SnapshotError as error:
-        return {**row, "guest": "", "accel": "", "memory": "", "what": f"damaged: {error.message}"}
+        state = "of another vmtest" if isinstance(error, OtherFormat) else f"damaged: {error.message}"
+        return {**row, "guest": "", "accel": "", "memory": "", "what": state}
     machine = found.machine
     return {
         **row,
@@ -155,5 +162,4 @@ def _path(name: str) -> Path:
     for path in store.all_snapshots():
         if path.name == name:
             return path
-    store.named(name).close()  # raises, with the names that there are
-    raise AssertionError(name)
+    raise store.unknown(name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vmtest.errors import UsageError
 from vmtest.model.arch import arch
-from vmtest.model.machine import Channel, Machine
+from vmtest.model.machine import Channel, Machine, Nic
 
 __all__ = [
     "CROSSINGS",
@@ -18,6 +18,7 @@ __all__ = [
     "crossing",
     "obstacle",
     "poolable",
+    "shared",
     "unsavable",
 ]
 
@@ -58,6 +59,12 @@ OBSTACLES: tuple[Obstacle, ...] = (
     ),
     Obstacle(pattern=r"-nic (?!user|none)", why="its network card is tied to the host"),
     Obstacle(pattern=r"-cpu \S*\b(?:\+|)migratable=(?:off|no)", why="its CPU model is not migratable"),
+    Obstacle(pattern=r"\b(listen|server=(on|yes))\b", why="it listens on a socket, which two guests cannot at a time"),
+    # What is in them would have to be part of the key.
+    Obstacle(
+        pattern=r"\b(guest-)?loader\b|\b(file|dtb|firmware|splash)=|\bromfile=[^,\s]",
+        why="it reads a file of the host's by an option that vmtest does not look into",
+    ),
     Obstacle(pattern=r"hugepages|hugetlb|/dev/hugepages|memory-backend", why="its memory is not ours to map"),
 )
 """What rules a snapshot out before anything is started; the first that matches is the reason."""
@@ -69,8 +76,13 @@ Before, those that were pending are lost: seen with 7.2 and 10.0 in 5 of 6 snaps
 """
 
 
-def obstacle(machine: Machine, qemu: tuple[int, int, int]) -> str:
+def obstacle(machine: Machine, qemu: tuple[int, int, int], *, expects_agent: bool = True) -> str:
     """Why no template of that machine can be made, "" where nothing is known to forbid it. Starts nothing."""
+    if machine.channel is Channel.AUTO and not expects_agent:
+        return (
+            "its random numbers can be renewed by vmtest's agent only, and nothing is known of its initramfs (where "
+            "that has the agent: channel agent)"
+        )
     if machine.channel not in (Channel.AUTO, Channel.AGENT):
         return f"its random numbers can be renewed by vmtest's agent only, and its channel is {machine.channel}"
     return unsavable(machine, qemu)
@@ -105,7 +117,12 @@ def _named(text: str) -> str:
 
 def poolable(machine: Machine) -> bool:
     """Whether a guest may wait, paused, until it is wanted: not one that others on a network would see."""
-    return all(nic.backend == "user" for nic in machine.nics)
+    return not any(shared(nic) for nic in machine.nics)
+
+
+def shared(nic: Nic) -> bool:
+    """Whether other guests are on the card's network: behind QEMU's own NAT each is alone."""
+    return nic.backend.split(",", 1)[0] != "user"
 
 
 @dataclass(frozen=True, kw_only=True)

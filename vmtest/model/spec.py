@@ -13,10 +13,11 @@ from vmtest.errors import UsageError
 from vmtest.model.accel import AUTO, accelerator
 from vmtest.model.machine import Channel
 
-__all__ = ["DEFAULT_GUEST", "GuestSpec", "Said"]
+__all__ = ["BESIDE_SNAPSHOT", "DEFAULT_GUEST", "GuestSpec", "Said"]
 
 DEFAULT_GUEST = "linux-x86_64"
-_NOT_SAVED = ("image", "qemu", "hostname", "boot_timeout", "timeout", "timeout_scale")
+BESIDE_SNAPSHOT = ("snapshot", "accel", "qemu", "hostname", "boot_timeout", "timeout", "timeout_scale")
+"""What can be said of a guest that begins in a snapshot; the rest was settled when it was saved."""
 
 
 class Said(TypedDict, total=False):
@@ -88,7 +89,7 @@ class GuestSpec:
         A snapshot says all of a machine: of what lies below it only what is not about the machine remains.
         """
         if self.snapshot is not None:
-            below = GuestSpec(**{name: getattr(below, name) for name in _NOT_SAVED})
+            below = GuestSpec(**{name: getattr(below, name) for name in BESIDE_SNAPSHOT if name != "accel"})
         said = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
         if self.append and below.append:
             said["append"] = f"{below.append} {self.append}"

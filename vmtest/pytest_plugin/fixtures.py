@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Unpack
 import pytest
 
 from vmtest.errors import UsageError, VmtestError
+from vmtest.model.spec import GuestSpec
 from vmtest.pytest_plugin.pooling import pool_of
 from vmtest.pytest_plugin.settings import SETTINGS, Settings
 
@@ -48,6 +49,8 @@ def boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
     def started(guest: Guest) -> None:
         properties.append(("vm_accel", guest.accel))
+        if guest.origin:
+            properties.append(("vm_clone", guest.origin))
         properties.append(("vm_qemu", guest.qemu_version))
 
     pool = pool_of(request.config)
@@ -74,7 +77,7 @@ def session_boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def template() -> Iterator[Callable[[Guest], Snapshot]]:
+def template(request: pytest.FixtureRequest) -> Iterator[Callable[[Guest], Snapshot]]:
     """``template(guest)``: a guest that was prepared (packages installed, logged in) becomes the parent of every clone
     that follows: each later ``guest`` of the same machine begins in its present state. For a fixture of session scope:
 
@@ -91,6 +94,11 @@ def template() -> Iterator[Callable[[Guest], Snapshot]]:
     directories: list[Workdir] = []
 
     def make(guest: Guest) -> Snapshot:
+        if request.config.stash[SETTINGS].spec(None, {}, where="the command line").cold:
+            raise UsageError(
+                "template(guest) needs clones, and --vm-cold boots each guest anew",
+                hint="run these tests without it, or prepare each guest in its test",
+            )
         directories.append(Workdir())
         directory = directories[-1].path
         return make_template(guest, directory / directory.name)
@@ -138,6 +146,7 @@ def guest(request: pytest.FixtureRequest, boot: Boot) -> Guest:
     try:
         if len(args) > 1 or (args and not isinstance(args[0], str)):
             raise UsageError(f"@pytest.mark.guest takes one name, not {args!r}")
+        GuestSpec.parse(kwargs, where="@pytest.mark.guest")
         return boot(*args, **kwargs)
     except VmtestError as error:
         problem = f"{error.whose}: {error}"

@@ -31,8 +31,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def _accelerator(spec: object) -> str:
+    from vmtest.booting import foresee
     from vmtest.model.spec import GuestSpec
-    from vmtest.resolve import foresee
 
     assert isinstance(spec, GuestSpec)
     try:
@@ -80,7 +80,8 @@ def _about(guest: Guest, *, brief: bool) -> str:
     """The section of a guest in a failed test's report; brief where the error's own text has the evidence."""
     parts = [f"QEMU {guest.qemu_version}, accelerator {guest.accel}", f"whole console log: {guest.console.log_path}"]
     if guest.origin:
-        parts.insert(1, f"{guest.origin}; --vm-cold boots it anew")
+        advice = "" if guest.from_named else "; --vm-cold boots it anew"
+        parts.insert(1, f"{guest.origin}{advice}")
     if not brief:
         parts += [f"QEMU command line: {guest.command_line}", "console tail:", guest.console.tail_text() or "(nothing)"]
     parts += [f"kernel report: {report.title}" for report in guest.reports]
@@ -90,6 +91,7 @@ def _about(guest: Guest, *, brief: bool) -> str:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say once which accelerators ran: under xdist as well, where no process but the workers' boots guests."""
     used: dict[str, int] = {}
+    clones = 0
     notes: dict[str, None] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -97,10 +99,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 for name, value in report.user_properties:
                     if name == "vm_accel":
                         used[value] = used.get(value, 0) + 1
+                    clones += name == "vm_clone"
             if getattr(report, "when", "") == "teardown":
                 notes.update((value, None) for name, value in report.user_properties if name == "vm_note")
     if used:
         counts = ", ".join(f"{count} under {accel}" for accel, count in sorted(used.items()))
-        terminalreporter.write_line(f"vmtest: guests booted: {counts}")
+        terminalreporter.write_line(f"vmtest: guests: {counts}; {clones or 'none'} of them clones")
     for note in notes:
         terminalreporter.write_line(f"vmtest: {note}")

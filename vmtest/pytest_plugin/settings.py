@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,10 @@ class Settings:
     def spec(self, name: str | None, said: Mapping[str, object], *, where: str) -> GuestSpec:
         """What a test gets: command line over marker or call over the guest's declaration over the ini file."""
         guest = self.project.spec(name or self.name)
-        return self.given.over(GuestSpec.parse(said, where=where).over(guest.over(self.ini)))
+        spec = self.given.over(GuestSpec.parse(said, where=where).over(guest.over(self.ini)))
+        if name and self.given.snapshot:  # which says by itself which guest it is: that must be the one
+            spec = replace(spec, image=guest.image)
+        return spec
 
 
 SETTINGS = pytest.StashKey[Settings]()
@@ -92,6 +95,8 @@ def read_settings(config: pytest.Config) -> Settings:
         artifacts=config.invocation_params.dir / artifacts if artifacts else None,
         pool=_pool(config.getoption("vm_pool") or config.getini("vm_pool")),
     )
+    if name and settings.given.snapshot:
+        raise UsageError(f"--vm-from {settings.given.snapshot} says which guest it is", hint="leave out --vm-guest")
     if (name or given) and not hasattr(config, "workerinput"):
         _check(settings)
     return settings
@@ -109,7 +114,7 @@ def _pool(value: object) -> int | None:
 def _check(settings: Settings) -> None:
     """Somebody asked for something on this command line: say now, and not once a test, that it cannot be."""
     # Imported here: a pytest run that boots no guest does not pay for it.
-    from vmtest.resolve import check
+    from vmtest.booting import check
 
     # What this host lacks is for the tests that need it: others may run without.
     with suppress(HostError):

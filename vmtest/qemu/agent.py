@@ -18,6 +18,8 @@ the host's number for a command.
     WAKE        host     u64 seconds and u64 nanoseconds since 1970, and random bytes, at most 256: the guest sets its
                          clock, and renews its random numbers with these
                 guest    u32 error number of the random numbers, u32 of the clock (0: done)
+    HOLD        host     nothing: no other program of the guest's runs until a WAKE, or a HOLD with a payload
+                guest    u32 error number (0: done)
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from vmtest.deadline import Deadline
 from vmtest.errors import GuestError, GuestGone, UsageError, VmtestError
@@ -43,7 +45,7 @@ from vmtest.qemu.verdict import Verdict
 
 __all__ = ["Agent"]
 
-HELLO, SPAWN, STDIN, KILL, STDIN_DONE, STDOUT, STDERR, EXIT, REFUSED, PING, WAKE = range(1, 12)
+HELLO, SPAWN, STDIN, KILL, STDIN_DONE, STDOUT, STDERR, EXIT, REFUSED, PING, WAKE, HOLD = range(1, 13)
 RESET = 0  # not of the protocol: put into a queue when the guest was reset
 STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
 HEADER = struct.Struct("<III")
@@ -51,7 +53,7 @@ TWO = struct.Struct("<II")
 RANDOM = 64
 """Bytes with which a guest renews its random numbers: twice what the kernel's generator holds."""
 HELLO_ID = 0x74736D76
-PROTOCOL = 2
+PROTOCOL = 3
 PAYLOAD = 1 << 16
 WINDOW = 1 << 16
 """Bytes of standard input that may be under way: what the guest keeps room for."""
@@ -195,6 +197,35 @@ class Agent:
         for what, error in zip(("random numbers", "clock"), TWO.unpack(frame[1]), strict=True):
             if error:
                 raise GuestError(f"the guest's {what} could not be set anew: {os.strerror(error)}")
+
+    @contextlib.contextmanager
+    def held(self, deadline: Deadline) -> Iterator[None]:
+        """While it lasts no other program of the guest's runs, and nothing is sent to it: the moment of a snapshot,
+        whose clones are woken before anything in them draws a random number. Raises GuestError, TimeoutError.
+        """
+        number = next(self._ids)
+        with self._changed:
+            self._queues[number] = deque()
+        try:
+            self._send(HOLD, number, b"", deadline)
+            # A frame that is torn by the snapshot would be completed by what is sent to its clones.
+            if not self._sending.acquire(timeout=min(deadline.remaining, threading.TIMEOUT_MAX)):
+                raise TimeoutError
+            try:
+                self._flush(deadline, judged=True)
+                frame = self._next(number, deadline)
+                if frame is None:
+                    raise TimeoutError
+                if error := struct.unpack("<I", frame[1])[0]:
+                    raise GuestError(f"the guest's other programs could not be held: {os.strerror(error)}")
+                yield
+            finally:
+                self._sending.release()
+        finally:
+            with self._changed:
+                self._taken(sum(len(data) for _, data in self._queues.pop(number)))
+            with contextlib.suppress(VmtestError, TimeoutError):
+                self._send(HOLD, number, b"\1", deadline, judged=False)
 
     def forget(self) -> None:
         """The guest has been reset: whoever waits for a command gets GuestGone; ``connect`` begins anew."""

@@ -107,7 +107,8 @@ class Console:
     def transcript(self) -> bytes:
         """All that the guest has printed, or the newest MiB of it."""
         with self._changed, self.log_path.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - KEPT))
+            # Before that the log may have what an earlier life of the guest printed.
+            log.seek(max(0, log.seek(0, os.SEEK_END) - min(KEPT, self._total)))
             return log.read()
 
     def _listen(self, running: asyncio.AbstractEventLoop) -> None:

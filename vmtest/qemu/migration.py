@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,10 @@ class Migration:
             self._qmp.send_descriptor(ours.fileno(), "state")
         other._begin("migrate-incoming", "fd:state", shared=True)
         self._run("migrate", "fd:state", deadline, shared=True)
-        other._end("migrate-incoming", deadline)
+        other._end("migrate-incoming", deadline, "saved")
+        # QEMU tells the end a moment before it is ready for `cont`, and then tells nothing more.
+        while self._qmp.execute("query-status")["status"] == "finish-migrate" and not deadline.expired:
+            time.sleep(0.001)
 
     def _run(self, command: str, uri: str, deadline: Deadline, *, shared: bool) -> None:
         self._begin(command, uri, shared=shared)
@@ -93,9 +97,9 @@ class Migration:
         except QmpError as error:
             raise SnapshotError(f"QEMU refuses: {error.message}") from error
 
-    def _end(self, command: str, deadline: Deadline) -> None:
+    def _end(self, command: str, deadline: Deadline, what: str = "") -> None:
         incoming = command == "migrate-incoming"
-        what = "restored" if incoming else "saved"
+        what = what or ("restored" if incoming else "saved")
         try:
             ended = self._wait(lambda: self._status in ("completed", "failed"), deadline)
             if ended and self._status == "failed" and incoming:  # QEMU ends, having said why

@@ -115,6 +115,14 @@ class Process:
             return process_cpu_seconds(self.pid)
         return 0.0
 
+    @property
+    def resident(self) -> int:
+        """MiB of memory that it has now, shared memory included; 0 once it has ended."""
+        with contextlib.suppress(OSError):
+            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+            return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+        return 0
+
     def wait(self, deadline: Deadline) -> int | None:
         """Wait until it has ended; its exit code, or None if the deadline came first."""
         self._ended.wait(deadline.timeout)

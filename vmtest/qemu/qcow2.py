@@ -11,13 +11,13 @@ from pathlib import Path
 
 from vmtest.errors import HostError, UsageError
 
-__all__ = ["create_empty", "create_overlay", "set_backing", "virtual_size"]
+__all__ = ["chain", "create_empty", "create_overlay", "set_backing", "virtual_size"]
 
 MAGIC = b"QFI\xfb"
 HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")  # version 3, 104 bytes
 CLUSTER_BITS = 16
 CLUSTER = 1 << CLUSTER_BITS
-EXTENSION_FORMAT = 0xE2792ACA
+EXTENSION_FORMAT, EXTENSION_DATA_FILE = 0xE2792ACA, 0x44415441
 NAME_AT = 1024
 """Where the backing file's name lies in what we write: room before it for the header extension."""
 NAME_MOST = 1023  # the format's own limit
@@ -26,12 +26,46 @@ NAME_MOST = 1023  # the format's own limit
 def virtual_size(path: Path, kind: str) -> int:
     """Bytes of the disk that the guest sees. Raises UsageError for a qcow2 file that is none."""
     if kind != "qcow2":
-        return -(-path.stat().st_size // 512) * 512  # as QEMU rounds
+        with path.open("rb") as file:
+            return -(-file.seek(0, os.SEEK_END) // 512) * 512  # as QEMU rounds; a block device has no st_size
     with path.open("rb") as file:
         start = file.read(32)
     if len(start) < 32 or not start.startswith(MAGIC):
         raise UsageError(f"{path} is not a qcow2 image")
     return int(struct.unpack_from(">Q", start, 24)[0])
+
+
+def chain(path: Path, kind: str) -> list[Path]:
+    """The image and all files below it: what each lies over, and where it keeps its data if not in itself.
+
+    What is not a plain file (nbd://, json:) is left out. Raises OSError for one that is not there.
+    """
+    files, kinds = [path], [kind]
+    for file, its_kind in zip(files, kinds, strict=True):  # which grow meanwhile
+        for below in _below(file) if its_kind in ("qcow2", "") else ():
+            if below not in files:
+                files.append(below)
+                kinds.append("")  # QEMU may be told, or look itself
+    return files
+
+
+def _below(path: Path) -> list[Path]:
+    with path.open("rb") as file:
+        start = file.read(CLUSTER)
+    if not start.startswith(MAGIC) or len(start) < HEADER.size:
+        return []
+    version, at, size = struct.unpack_from(">IQI", start, 4)
+    names = [start[at : at + size]] if at else []
+    place = struct.unpack_from(">I", start, 100)[0] if version >= 3 else 72
+    while place + 8 <= len(start):
+        extension, length = struct.unpack_from(">II", start, place)
+        if extension == 0:
+            break
+        if extension == EXTENSION_DATA_FILE:
+            names.append(start[place + 8 : place + 8 + length])
+        place += 8 + -(-length // 8) * 8
+    plain = (os.fsdecode(name).removeprefix("file:") for name in names)
+    return [path.parent / name for name in plain if ":" not in name]
 
 
 def create_overlay(path: Path, backing: str, backing_format: str, size: int) -> None:

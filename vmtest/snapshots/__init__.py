@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmtest.snapshots.key import facts, key_of
-from vmtest.snapshots.snapshot import Disk, Snapshot
+from vmtest.snapshots.key import facts, key_of, unfit
+from vmtest.snapshots.snapshot import Disk, OtherFormat, Snapshot
 
-__all__ = ["Disk", "Snapshot", "facts", "key_of"]
+__all__ = ["Disk", "OtherFormat", "Snapshot", "facts", "key_of", "unfit"]

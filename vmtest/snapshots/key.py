@@ -16,8 +16,9 @@ from vmtest.errors import UsageError
 from vmtest.host import Qemu
 from vmtest.model.machine import Channel, Machine
 from vmtest.qemu.argv import Wiring, argv
+from vmtest.qemu.qcow2 import chain
 
-__all__ = ["FORMAT", "facts", "host_cpu", "key_of"]
+__all__ = ["FORMAT", "facts", "host_cpu", "key_of", "unfit"]
 
 FORMAT = 3
 """Raised when snapshots made by earlier versions of vmtest do not fit any more."""
@@ -43,7 +44,7 @@ def facts(machine: Machine, qemu: Qemu) -> dict[str, Any]:
         "format": FORMAT,
         "qemu": qemu.fingerprint,
         "argv": argv(plain, wiring, binary=str(qemu.path), sandbox=qemu.sandbox),
-        "disks": [_identity(drive.path) for drive in machine.drives],
+        "disks": [_identity(drive.path, drive.format) for drive in machine.drives],
         "host": host_cpu() if machine.accel != "tcg" else "",
     }
 
@@ -51,6 +52,18 @@ def facts(machine: Machine, qemu: Qemu) -> dict[str, Any]:
 def key_of(known: dict[str, Any]) -> str:
     """The hash of facts, short enough for the name of a file."""
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def unfit(known: dict[str, Any], machine: Machine, accel: str) -> str:
+    """Why ``machine``, saved with these facts, cannot be restored under ``accel`` on this host as it is now; "" where
+    nothing has changed. Raises UsageError where a disk is not there.
+    """
+    for drive, before in zip(machine.drives, known["disks"], strict=True):
+        if _identity(drive.path, drive.format) != before:
+            return f"the disk {drive.path} has been changed since it was saved"
+    if accel == machine.accel and known["host"] not in ("", host_cpu()):
+        return "the host has another CPU or kernel than it was saved on"
+    return ""
 
 
 @lru_cache(maxsize=1)
@@ -61,13 +74,15 @@ def host_cpu() -> str:
     return f"{os.uname().release} {hashlib.sha256(''.join(lines).encode()).hexdigest()[:16]}"
 
 
-def _identity(path: Path) -> str:
-    """What tells that a disk has been changed; it may be too large to be read."""
+def _identity(disk: Path, kind: str) -> str:
+    """What tells that a disk, or a file that it lies over, has been changed; it may be too large to be read."""
     try:
-        stat = path.stat()
+        stats = [(path.absolute(), path.stat()) for path in chain(disk, kind)]
     except OSError as error:
-        raise UsageError(f"the disk {path} cannot be used: {error.strerror}") from error
-    return f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+        raise UsageError(f"the disk {disk} cannot be used: {error.strerror}: {error.filename}") from error
+    return "; ".join(
+        f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}" for path, stat in stats
+    )
 
 
 def _content(path: Path) -> str:

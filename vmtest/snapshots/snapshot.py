@@ -37,6 +37,10 @@ class Disk:
     files: tuple[str, ...]
 
 
+class OtherFormat(SnapshotError):
+    """It was made by another version of vmtest."""
+
+
 class Snapshot:
     """A guest's whole state, checked and held open: clones can be made of it even if its directory is removed.
 
@@ -88,13 +92,13 @@ class Snapshot:
         try:
             data = json.loads(manifest)
             if data["format"] != FORMAT:
-                raise SnapshotError(
-                    f"the snapshot {self.path} is of format {data['format']}, this vmtest's is {FORMAT}"
+                raise OtherFormat(
+                    f"the snapshot {self.path} was made by another version of vmtest, and this one cannot use it "
+                    f"(format {data['format']}, not {FORMAT})"
                 )
             _verify(data)
             self.name: str = data["name"]
             self.origin: str = data["origin"]
-            self.created: float = data["created"]
             self.facts: dict[str, Any] = data["facts"]
             self.key: str = data["key"]
             self.ram_block: str = data["ram_block"]
@@ -113,12 +117,14 @@ class Snapshot:
             if self._digests[name] != [len(data), hashlib.sha256(data).hexdigest()]:
                 raise SnapshotError(f"the snapshot {self.path} is damaged: {name} has changed since it was saved")
         known = self._known()
-        seen = {name: _identity(self.path / name) for name in self._digests if name not in IN_MEMORY}
+        files: dict[str, Path] = {name: self.path / name for name in self._digests if name not in IN_MEMORY}
+        files[RAM] = Path(f"/proc/self/fd/{self._ram}")  # what is checked is what clones will get
+        seen = {name: _identity(file) for name, file in files.items()}
         for name, identity in seen.items():
             size, wanted = self._digests[name]
             if identity[0] != size:
                 raise SnapshotError(f"the snapshot {self.path} is damaged: {name} has {identity[0]} bytes, not {size}")
-            if known.get(name) != identity and digest(self.path / name) != wanted:
+            if known.get(name) != identity and digest(files[name]) != wanted:
                 raise SnapshotError(f"the snapshot {self.path} is damaged: {name} has changed since it was saved")
         if seen != known:
             _stamp(self.path, seen)
@@ -140,10 +146,21 @@ class Snapshot:
         The memory is held open: it may be gone from the directory.
         """
         try:
-            return all(
-                _identity(self._ram if name == RAM else self.path / name)[:3] == identity[:3]
-                for name, identity in self._seen.items()
-            )
+            for name, identity in self._seen.items():
+                now = _identity(self._ram if name == RAM else self.path / name)
+                # The ctime of a disk changes when a snapshot of a clone links to it, and of anything that is removed.
+                same = now[:3] == identity[:3] if name != RAM or not os.fstat(self._ram).st_nlink else now == identity
+                if not same:
+                    return False
+        except OSError:
+            return False
+        return True
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it is what lies under its path, and not another that has taken its place."""
+        try:
+            return os.path.samestat(os.fstat(self._manifest), (self.path / MANIFEST).stat())
         except OSError:
             return False
 
@@ -155,7 +172,7 @@ class Snapshot:
     @property
     def label(self) -> str:
         """What people know it by."""
-        return self.name or f"{self.manner.name}-{self.key}"
+        return self.name or f"{self.manner.name}-{self.path.name}"
 
     def drives(self) -> tuple[Drive, ...]:
         """What the overlays of a clone lie over."""
@@ -164,11 +181,6 @@ class Snapshot:
             Drive(path=frozen[number], format="qcow2") if number in frozen else drive
             for number, drive in enumerate(self.machine.drives)
         )
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk: holes do not count."""
-        return sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
 
     def close(self) -> None:
         """Let go of its files; a second time does nothing."""
@@ -222,6 +234,7 @@ class Snapshot:
         (path / MANIFEST).write_text(json.dumps({**data, "sha256": _hash(data)}, indent=1) + "\n")
         # What was just hashed need not be hashed again at the first use.
         _stamp(path, {file: _identity(path / file) for file in digests if file not in IN_MEMORY})
+        (path / USED).touch()
 
 
 def machine_from(data: dict[str, Any]) -> Machine:
@@ -258,6 +271,7 @@ def _identity(file: Path | int) -> list[int]:
 
 def _stamp(path: Path, seen: dict[str, list[int]]) -> None:
     try:
-        cache.write(path / STAMP, json.dumps({"boot": boot_id(), "files": seen}).encode())
+        # Where it has been removed meanwhile its directory must not come back.
+        cache.write(path / STAMP, json.dumps({"boot": boot_id(), "files": seen}).encode(), parents=False)
     except HostError:  # a cache that cannot be written or is full: they are hashed each time instead
         return

@@ -15,19 +15,29 @@ from vmtest.errors import HostError, SnapshotError, UsageError
 from vmtest.snapshots.snapshot import MANIFEST, USED, Snapshot
 
 __all__ = [
+    "NoRoom",
     "all_snapshots",
     "last_use",
     "limit",
     "locked",
     "named",
     "named_path",
+    "peek",
     "prune",
     "remove",
+    "remove_template",
     "room",
     "size",
     "size_of",
+    "sweep",
     "template_path",
+    "unknown",
 ]
+
+
+class NoRoom(SnapshotError):
+    """It could not be written: later it may be."""
+
 
 DEFAULT_LIMIT = 4 << 30
 """Bytes that templates may take of the cache: some 30 Linux guests."""
@@ -40,9 +50,10 @@ def template_path(key: str) -> Path:
 
 def named_path(name: str) -> Path:
     """Where the snapshot of that name is, or will be. Raises UsageError for what is no name."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name):
+    if not re.fullmatch(r"(?![0-9a-f]{16}$)[A-Za-z0-9][\w.-]{0,99}", name, re.ASCII):
         raise UsageError(
-            f"{name!r} cannot be the name of a snapshot", hint="letters, digits, '.', '-' and '_', such as booted-6.12"
+            f"{name!r} cannot be the name of a snapshot",
+            hint="letters, digits, '.', '-' and '_', at most 100, such as booted-6.12, and no template's key",
         )
     return cache.root() / "snapshots" / name
 
@@ -52,11 +63,24 @@ def named(name: str) -> Snapshot:
     try:
         return Snapshot(named_path(name))
     except FileNotFoundError:
-        known = ", ".join(snapshot.name for snapshot in _entries("snapshots")) or "none yet"
-        raise UsageError(
-            f"there is no snapshot named {name!r}",
-            hint=f"snapshots: {known}; make one with: vmtest snapshot create {name} GUEST",
-        ) from None
+        raise unknown(name) from None
+
+
+def peek(name: str) -> Snapshot:
+    """The manifest of the snapshot of that name, unchecked. Raises as ``named``."""
+    path = named_path(name)
+    if not path.exists():
+        raise unknown(name)
+    return Snapshot.peek(path)
+
+
+def unknown(name: str) -> UsageError:
+    """The error for a snapshot that there is not."""
+    known = ", ".join(path.name for path in _entries("snapshots"))
+    return UsageError(
+        f"there is no snapshot named {name!r}",
+        hint=f"snapshots: {known}" if known else "there are none yet; make one: vmtest snapshot create NAME GUEST",
+    )
 
 
 def locked(path: Path) -> str:
@@ -70,7 +94,7 @@ def all_snapshots() -> list[Path]:
 
 
 def _entries(kind: str) -> list[Path]:
-    return sorted(path for path in (cache.root() / kind).glob("[!.]*") if (path / MANIFEST).exists())
+    return sorted(path for path in (cache.root() / kind).glob("[!.]*") if path.is_dir())
 
 
 def remove(path: Path) -> int:
@@ -81,12 +105,19 @@ def remove(path: Path) -> int:
     return freed
 
 
+def remove_template(template: Snapshot) -> None:
+    """Remove a template that QEMU does not take, unless another lies in its place already."""
+    with cache.lock(locked(template.path)):
+        if template.is_there:
+            _remove(template.path)
+
+
 def limit() -> int:
     """Bytes that templates may take: VMTEST_SNAPSHOT_LIMIT (such as 500M or 8G), by default 4 GiB.
 
     Raises UsageError for a value that is no size.
     """
-    return size_of(os.environ.get("VMTEST_SNAPSHOT_LIMIT", str(DEFAULT_LIMIT)), where="VMTEST_SNAPSHOT_LIMIT")
+    return size_of(os.environ.get("VMTEST_SNAPSHOT_LIMIT") or str(DEFAULT_LIMIT), where="VMTEST_SNAPSHOT_LIMIT")
 
 
 def size_of(text: str, *, where: str) -> int:
@@ -103,28 +134,32 @@ def prune(most: int, *, named_too: bool = False) -> list[tuple[str, int]]:
     One in use is left. What killed builders have left goes first. Snapshots that people have named stay, and do not
     count, unless ``named_too``.
     """
-    for kind in ("templates", "snapshots"):
-        for leftover in (cache.root() / kind).glob(".*"):
-            _remove_leftover(leftover)
+    sweep()
     paths = all_snapshots() if named_too else _entries("templates")
     sizes = {path: size(path) for path in paths}
     removed = []
     for path in sorted(paths, key=last_use):
         if sum(sizes.values()) <= most:
             break
-        with suppress(OSError), _unused(path):
+        with suppress(OSError, HostError), cache.lock(locked(path), waiting=_busy), _unused(path):
             _remove(path)
             removed.append((path.name, sizes.pop(path)))
     return removed
 
 
+def sweep() -> None:
+    """Remove what killed builders have left."""
+    for kind in ("templates", "snapshots"):
+        for leftover in (cache.root() / kind).glob(".*"):
+            _remove_leftover(leftover)
+
+
 def room(where: Path, needed: int) -> None:
-    """Make room for a snapshot of ``needed`` bytes. Raises SnapshotError where there is none."""
-    prune(max(0, limit() - needed))
+    """Raises NoRoom where ``needed`` bytes have no room."""
     free = shutil.disk_usage(where).free
     if free < needed:
-        raise SnapshotError(
-            f"a snapshot may take {needed >> 20} MiB, and {where} has {free >> 20} MiB left",
+        raise NoRoom(
+            f"a snapshot takes some {needed >> 20} MiB, and {where.parent} has {free >> 20} MiB left",
             hint="free some space (vmtest snapshot prune), or set XDG_CACHE_HOME to a directory with room",
         )
 
@@ -139,25 +174,28 @@ def _remove(path: Path) -> None:
 
 def _remove_leftover(path: Path) -> None:
     """Remove a directory of a builder, if that is dead."""
-
-    def busy() -> None:
-        raise HostError("a builder is at work")
-
     key = path.name.removeprefix(".").partition("@")[0]
-    with suppress(HostError), cache.lock(f"snapshot-{key}", waiting=busy):
+    with suppress(HostError), cache.lock(f"snapshot-{key}", waiting=_busy):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _busy() -> None:
+    raise HostError("a builder is at work")
 
 
 @contextmanager
 def _unused(path: Path) -> Iterator[None]:
     """Hold the snapshot alone. Raises OSError where somebody has it open."""
+    if not (path / MANIFEST).exists():  # nobody can open that
+        yield
+        return
     with (path / MANIFEST).open("rb") as manifest:
         fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
 def last_use(path: Path) -> float:
-    """When a clone was last made of it, in seconds since 1970."""
+    """When it was last opened, in seconds since 1970."""
     with suppress(OSError):
         return (path / USED).stat().st_mtime
     return 0.0
