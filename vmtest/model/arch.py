@@ -19,7 +19,8 @@ class Arch:
     ``console`` is the guest's name of the first serial port, ``console_append`` what goes on the kernel command
     line for it. ``debian`` is Debian's name of the architecture.
     ``kernel_magics`` are (offset, bytes) pairs of which a bootable kernel file that is no ELF has at least one;
-    ``elf_machine`` is e_machine in an ELF's header. ``kernel_file`` is where a kernel tree's ``make`` leaves it.
+    ``elf_machine`` is e_machine in an ELF's header. ``flash`` is how many MiB of flash the default machine has.
+    ``kernel_file`` is where a kernel tree's ``make`` leaves it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Arch:
     elf_machine: int
     aliases: tuple[str, ...] = ()
     machine_kvm: str = ""
+    flash: int = 0
     baud: int = 115200
 
     @property
@@ -68,6 +70,7 @@ ARCHES: dict[str, Arch] = {
             qemu="qemu-system-aarch64",
             qemu_package="qemu-system-arm",
             machine="virt",
+            flash=128,
             cpu="cortex-a57",
             console="ttyAMA0",
             debian="arm64",
@@ -81,6 +84,7 @@ ARCHES: dict[str, Arch] = {
             qemu="qemu-system-riscv64",
             qemu_package="qemu-system-misc",
             machine="virt",
+            flash=64,
             cpu="rv64",
             console="ttyS0",
             debian="riscv64",
