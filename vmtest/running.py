@@ -138,8 +138,8 @@ class Running:
             stderr=self._directory / "qemu.stderr",
             environment=self._environment,
             pass_fds=[*numbers.values(), qmp.fileno(), *inherited],
-            # A clone under TCG saves 3 MiB; its own memory is a file's, and has none anyway. But each page of a flash is
-            # looked at while the state is loaded, which takes 40 ms more with small ones.
+            # A clone under TCG saves 3 MiB; its own memory is a file's, and has none anyway. But each page of a flash
+            # is looked at while the state is loaded, which takes 40 ms more with small ones.
             lean=self._incoming and not arch(self.machine.arch).flash,
             on_exit=self._on_exit,
         )
