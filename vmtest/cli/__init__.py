@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": "vmtest.cli.doctor",
     "image": "vmtest.cli.image",
     "snapshot": "vmtest.cli.snapshot",
+    "insn": "vmtest.cli.insn",
 }
 
 

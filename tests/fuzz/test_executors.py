@@ -1,0 +1,250 @@
+"""Every executor on real cases: what the manual says comes of them, and nothing that a case does ends the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vmtest.compare.outcomes import aspects
+from vmtest.errors import HostError, UsageError
+from vmtest.executors import EXECUTORS, Executor, executor
+from vmtest.executors.base import Row
+from vmtest.model.case import Case, Outcome
+from vmtest.model.isa import CODE, DATA, PAGE, isa
+
+X86 = [name for name, row in EXECUTORS.items() if "x86_64" in row.isas]
+END = CODE + PAGE
+
+
+def _executor(name: str, isa_name: str = "x86_64") -> Executor:
+    """The executor, where this host has it."""
+    try:
+        return executor(name, isa(isa_name))
+    except HostError as error:
+        pytest.skip(error.message)
+
+
+def _run(name: str, *lines: str) -> list[Outcome]:
+    cases = [Case.parse(line) for line in lines]
+    with _executor(name, cases[0].isa.name) as found:
+        return found.run(cases)
+
+
+def _registers(line: str, outcome: Outcome) -> dict[str, int]:
+    return Case.parse(line).isa.said(outcome.state)
+
+
+# Intel SDM, volume 2, of each instruction. KVM's emulator runs no SSE arithmetic: those are for the two others.
+COMES_TO = [
+    ("x86_64 4801d8 rax=1 rbx=2", {"rax": 3, "rbx": 2, "rflags": 0x206}),
+    ("x86_64 ffc8", {"rax": 0xFFFFFFFF, "rflags": 0x296}),  # dec eax: the upper half is cleared, AF
+    ("x86_64 f9", {"rflags": 0x203}),
+    ("x86_64 488b0424 [0x1000]=8877665544332211", {"rax": 0x1122334455667788}),
+    ("x86_64 50 rax=5", {"rax": 5, "rsp": DATA + PAGE - 8}),
+    ("x86_64 49ffc748ffc7", {"r15": 1, "rdi": 1}),
+    ("x86_64 f30f6f0424 [0x1000]=112233445566778899", {"xmm0": 0x998877665544332211}),
+    ("x86_64 c60424f490", {}),
+]
+
+
+@pytest.mark.parametrize("name", X86)
+def test_what_comes_of_it(name: str) -> None:
+    """Registers, flags and vectors are what the manual says, each case beginning in its own state alone."""
+    lines = [line for line, _ in COMES_TO]
+    for (line, registers), outcome in zip(COMES_TO, _run(name, *lines), strict=True):
+        assert outcome.status == "ok", line
+        assert outcome.end == END, line
+        assert _registers(line, outcome) == registers, line
+
+
+@pytest.mark.parametrize("name", ["unicorn", "native"])
+def test_vectors(name: str) -> None:
+    """SSE computes, and MXCSR rounds: 1/3 rounded to nearest and up (Intel SDM, volume 1, section 11.6.4)."""
+    third = "x86_64 f30f5ec1 xmm0=0x3f800000 xmm1=0x40400000"  # divss
+    nearest, down, up = _run(name, *(f"{third} mxcsr={mxcsr}" for mxcsr in ("0x1f80", "0x3f80", "0x5f80")))
+    assert [_registers(third, outcome)["xmm0"] for outcome in (nearest, down, up)] == [
+        0x3EAAAAAB,
+        0x3EAAAAAA,
+        0x3EAAAAAB,
+    ]
+
+
+EXCEPTIONS = [  # vector, address
+    ("x86_64 0f0b", 6, None),
+    ("x86_64 f7f3", 0, None),
+    ("x86_64 488b00 rax=0x1234", 14, 0x1234),
+    ("x86_64 89042500000070", 14, 0x70000000),
+    ("x86_64 e900000030", 14, END + 0x30000000),  # jumps away
+    ("x86_64 48b8", 14, END),  # is cut off
+]
+
+
+@pytest.mark.parametrize("name", X86)
+def test_exceptions(name: str) -> None:
+    """An exception is told with its vector and the address that failed, and nothing was written."""
+    lines = [line for line, _, _ in EXCEPTIONS]
+    for (line, vector, address), outcome in zip(EXCEPTIONS, _run(name, *lines), strict=True):
+        assert (outcome.status, outcome.vector, outcome.address) == ("exception", vector, address), line
+        assert outcome.end in (None, Case.parse(line).start, address), line
+        assert not outcome.writes
+
+
+@pytest.mark.parametrize("name", X86)
+def test_what_was_written(name: str) -> None:
+    """Writes are told as what differs from what the window began with, and the next case sees none of them."""
+    write, same, look = _run(
+        name,
+        "x86_64 48890424 rax=0x1122",
+        "x86_64 48890424 rax=0x1122 [0x1000]=2211000000000000 [0]=ff",
+        "x86_64 488b0424",
+    )
+    assert write.writes == ((0x1000, b"\x22\x11"),)
+    assert same.writes == ()
+    assert (look.writes, _registers("x86_64 90", look)) == ((), {})
+
+
+@pytest.mark.parametrize("name", X86)
+def test_modifies_itself(name: str) -> None:
+    """Code that changes the instruction behind it runs what it has written, and the next case its own bytes."""
+    code = "c70501000000ffc0909090ffc3"  # mov dword [rip+1], 0x9090c0ff: over the inc that follows by one byte
+    mine, other = _run(name, f"x86_64 {code}", "x86_64 ffc3ffc3ffc3")
+    assert mine.status in ("ok", "exception")
+    assert _registers("x86_64 90", other)["rbx"] == 3
+    assert _run(name, f"x86_64 {code}")[0] == mine
+
+
+@pytest.mark.parametrize("name", X86)
+def test_loops_for_ever(name: str) -> None:
+    """A case that never ends is a timeout, and those behind it run: in the same worker, whose engine can stop it."""
+    with _executor(name) as found:
+        outcomes = found.run([Case.parse(f"x86_64 {code}") for code in ("ebfe", "ffc0", "e2fe", "ffc0")])
+        assert found.deaths == 0
+    assert [outcome.status for outcome in outcomes] == ["timeout", "ok", "timeout", "ok"]
+    assert outcomes[1] == outcomes[3]
+
+
+def test_no_system_call_gets_through() -> None:
+    """In the traced process a system call, of any kind, ends the case before the kernel has seen it."""
+    kill = f"x86_64 0f05 rax=62 rdi={os.getpid()} rsi=9"
+    leave = "x86_64 0f05 rax=231"
+    write = f"x86_64 0f05ffc0 rax=1 rdi=1 rsi={DATA:#x} rdx=8192"
+    old = f"x86_64 cd80 rax=37 rbx={os.getpid()} rcx=9"
+    sysenter = "x86_64 0f34 rax=20"
+    outcomes = _run("native", kill, leave, write, old, sysenter, "x86_64 ffc0")
+    assert [outcome.status for outcome in outcomes[:4]] == ["unsupported"] * 4
+    assert outcomes[4].status in ("unsupported", "exception")
+    assert outcomes[5].status == "ok"
+
+
+def test_a_death_names_its_case() -> None:
+    """Where a case kills the worker that one has died, by its signal, and all others have their outcomes.
+
+    f00fb3cc makes Unicorn 2.1.4 abort.
+    """
+    lines = [f"x86_64 ffc0 rax={number}" for number in range(600)]
+    for at in (0, 3, 4, 599):
+        lines[at] = "x86_64 f00fb3cc"
+    with _executor("unicorn") as found:
+        outcomes = found.run([Case.parse(line) for line in lines])
+        assert found.deaths == 4
+    for number, outcome in enumerate(outcomes):
+        if number in (0, 3, 4, 599):
+            assert (outcome.status, outcome.signal) == ("died", signal.SIGABRT)
+        else:
+            assert _registers("x86_64 90", outcome)["rax"] == number + 1
+
+
+@pytest.mark.parametrize("name", X86)
+def test_random_bytes(name: str) -> None:
+    """Of any bytes each has its outcome, the same one a second time, and no process is left."""
+    random_ = random.Random(4)
+    row = isa("x86_64")
+    names = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi")
+    pick = (0, 1, DATA + 64, DATA + PAGE, 2**64 - 1, 2**63)
+    cases = [
+        Case(
+            isa=row,
+            code=random_.randbytes(random_.randrange(1, 10)),
+            state=row.state({register: random_.choice(pick) for register in names}),
+        )
+        for _ in range(1500)
+    ]
+    with _executor(name) as found:
+        first, second = found.run(cases), found.run(cases)
+        started = psutil.Process().children(recursive=True)
+        assert started
+    assert len(first) == len(cases)
+    settled = [n for n in range(len(cases)) if "timeout" not in (first[n].status, second[n].status)]
+    assert len(settled) > 1400
+    assert [str(cases[n]) for n in settled if first[n] != second[n]] == []
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive
+
+
+def test_worker_killed_from_outside() -> None:
+    """A worker that somebody kills is another one's work the next time."""
+    with _executor("unicorn") as found:
+        case = Case.parse("x86_64 ffc0")
+        (before,) = found.run([case])
+        assert found._process is not None
+        os.kill(found._process.pid, signal.SIGKILL)
+        found._process.wait()
+        outcomes = found.run([case, case])
+        assert outcomes[-1] == before
+
+
+@pytest.mark.parametrize(
+    ("line", "registers"),
+    [
+        ("aarch64 2000028b x1=1 x2=2", {"x0": 3, "x1": 1, "x2": 2}),  # add x0, x1, x2
+        ("aarch64 e00340f9 [0x1000]=2a", {"x0": 42}),  # ldr x0, [sp]
+        ("aarch64 201c221e q1=0x3f800000 q2=0x40400000", None),
+        ("riscv64 b3822000 x1=5", {"x1": 5, "x5": 5}),  # add x5, x1, x2 less x2: see the default stack
+        ("riscv64 13050001", {"x10": 16}),  # addi x10, x0, 16
+    ],
+)
+def test_other_instruction_sets(line: str, registers: dict[str, int] | None) -> None:
+    """Unicorn runs A64 and RV64 as the architectures' manuals say."""
+    (outcome,) = _run("unicorn", line)
+    assert outcome.status == "ok"
+    if registers is not None:
+        said = _registers(line, outcome)
+        if line.startswith("riscv64 b3"):
+            said["x5"] -= DATA + PAGE
+        assert said == registers
+
+
+def test_executors_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown executor and an instruction set that it does not run are UsageErrors, one that lacks something a
+    HostError that says what; a worker that does not come up is told with its own words.
+    """
+    with pytest.raises(UsageError, match="unknown executor 'bochs'"):
+        executor("bochs", isa("x86_64"))
+    with pytest.raises(UsageError, match="native does not run aarch64") as caught:
+        executor("native", isa("aarch64"))
+    assert caught.value.hint == "these do: unicorn"
+    monkeypatch.setattr("vmtest.executors.native.host_arch", lambda: "aarch64")
+    with pytest.raises(HostError, match="the host's CPU is aarch64 and does not run x86_64"):
+        executor("native", isa("x86_64"))
+    broken = Row(name="broken", what="", module="vmtest.executors.unicorn", isas=(), environment=(("PYTHONPATH", "/"),))
+    monkeypatch.setattr("vmtest.executors.worker.sys.executable", "/bin/false")
+    with pytest.raises(HostError, match="the worker of the executor broken does not come up"):
+        Executor(broken, isa("x86_64")).run([Case.parse("x86_64 90")])
+
+
+KNOWN = json.loads((Path(__file__).parents[2] / "fixtures" / "instructions.json").read_text())
+
+
+@pytest.mark.parametrize("known", KNOWN, ids=[known["case"].split()[1] for known in KNOWN])
+def test_known_bugs(known: dict[str, str]) -> None:
+    """Each public bug that is seen here is found: who is wrong differs from the CPU, or dies."""
+    case = Case.parse(known["case"])
+    outcomes = {name: _run(name, str(case))[0] for name in (known["wrong"], "native")}
+    differing = {row.name for row in aspects(case, outcomes) if row.differs and not row.excused}
+    assert known["differs"] in differing, known["source"]

@@ -1,0 +1,102 @@
+"""``vmtest insn``: single cases, run by several executors."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+
+import click
+
+from vmtest.errors import HostError, UsageError
+
+__all__ = ["insn"]
+
+
+@click.group()
+def insn() -> None:
+    """Run instructions on several executors, and see where they differ.
+
+    \b
+      vmtest insn run c4e2f8f3db --set rbx=1
+      vmtest insn run f3480fbdc3 --set rbx=16 --executors kvm,native
+      vmtest insn list
+    """
+
+
+@insn.command()
+@click.argument("words", metavar="CODE", nargs=-1, required=True)
+@click.option("--isa", "isa_name", metavar="ISA", default="x86_64", help="the instruction set  [x86_64]")
+@click.option("--set", "registers", metavar="REGISTER=NUMBER", multiple=True, help="what a register begins with")
+@click.option("--mem", "memory", metavar="PLACE=HEX", multiple=True, help="bytes of the data window at 0x20000000")
+@click.option("--executors", metavar="NAMES", help="which, with commas  [all that can run it here]")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON object instead of a table")
+def run(
+    words: tuple[str, ...],
+    isa_name: str,
+    registers: tuple[str, ...],
+    memory: tuple[str, ...],
+    executors: str | None,
+    as_json: bool,
+) -> int:
+    """Run one case on each executor, and print what came of it side by side.
+
+    CODE is the instructions' bytes in hex, or a case as it is printed: "x86_64 c4e2f8f3db rbx=0x1". The data window
+    is 8 KiB of zeros at 0x20000000, the stack pointer in its middle; nothing else is mapped.
+
+    The exit code is 1 where there is a difference that counts.
+    """
+    from vmtest.executors import executor
+    from vmtest.model.case import Case
+    from vmtest.model.isa import ISAS
+    from vmtest.report.insn import side_by_side
+
+    line = " ".join(words).split()
+    if line[0] not in ISAS:
+        line.insert(0, isa_name)
+    places = [f"[{place.partition('=')[0]}]={place.partition('=')[2]}" for place in memory]
+    case = Case.parse(" ".join([*line, *registers, *places]))
+    outcomes = {}
+    for name in _names(executors, case.isa.name):
+        with executor(name, case.isa) as found:
+            (outcomes[name],) = found.run([case])
+    table, differs = side_by_side(case, outcomes)
+    if as_json:
+        said = {name: outcome.as_dict(case.isa) for name, outcome in outcomes.items()}
+        click.echo(json.dumps({"case": str(case), "differs": differs, "outcomes": said}, indent=2))
+    else:
+        click.echo(table)
+    return int(differs)
+
+
+@insn.command("list")
+def list_() -> None:
+    """List the executors, what each can run, and whether it can be had here."""
+    from tabulate import tabulate
+
+    from vmtest.executors import EXECUTORS
+
+    rows = [(row.name, row.what, " ".join(row.isas), _lacks(name) or "yes") for name, row in EXECUTORS.items()]
+    click.echo(tabulate(rows, headers=("executor", "what", "runs", "here")))
+
+
+def _names(said: str | None, isa_name: str) -> list[str]:
+    """The executors that were asked for, or all that can be had. Raises UsageError where that is none."""
+    from vmtest.executors import EXECUTORS
+
+    if said is not None:
+        names = [name.strip() for name in said.split(",") if name.strip()]
+        if not names:
+            raise UsageError("--executors names none", hint=f"known: {', '.join(EXECUTORS)}")
+        return list(dict.fromkeys(names))
+    names = [name for name, row in EXECUTORS.items() if isa_name in row.isas and not _lacks(name)]
+    if not names:
+        raise HostError(f"no executor for {isa_name} can be had here", hint="vmtest insn list")
+    return names
+
+
+def _lacks(name: str) -> str:
+    from vmtest.executors import EXECUTORS
+    from vmtest.model.isa import isa
+
+    row = EXECUTORS[name]
+    return str(import_module(row.module).lacks(isa(row.isas[0])))

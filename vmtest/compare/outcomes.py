@@ -1,0 +1,103 @@
+"""The outcomes of one case by several executors, put side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from vmtest.compare import x86
+from vmtest.model.case import Case, Outcome
+
+__all__ = ["Aspect", "aspects", "verdict"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aspect:
+    """One thing that executors tell of a case: by executor what each says, None where it says nothing of it.
+
+    ``began`` is what it was before. ``excused`` is why a difference in it does not count, "" where it does.
+    """
+
+    name: str
+    began: str
+    values: Mapping[str, str | None]
+    excused: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether two executors say different things of it."""
+        return len({value for value in self.values.values() if value is not None}) > 1
+
+    @property
+    def changes(self) -> bool:
+        """Whether an executor says of it anything but what it was before."""
+        return any(value not in (None, self.began) for value in self.values.values())
+
+
+def aspects(case: Case, outcomes: Mapping[str, Outcome]) -> list[Aspect]:
+    """All that can be compared of a case: how it ended, the exception, each register, what was written.
+
+    What an executor cannot run or does not tell is no difference to what others say.
+    """
+    undefined = x86.undefined_flags(case) if case.isa.name == "x86_64" else 0
+    privileged = case.isa.name == "x86_64" and x86.is_privileged(case)
+    beyond = "an instruction of ring 0: not all run it there" if privileged else ""
+    # Of a case that one executor has ended early the rest is not comparable: how it ended says it all.
+    compared = [outcome for outcome in outcomes.values() if _comparable(outcome)]
+    ends = {outcome.end for outcome in compared if outcome.end is not None}
+    alike = len(ends) <= 1 and len({outcome.status for outcome in compared}) <= 1
+
+    def row(name: str, began: str, said: Callable[[Outcome], str | None], excused: str = "") -> Aspect:
+        values = {who: said(outcome) if _comparable(outcome) else None for who, outcome in outcomes.items()}
+        return Aspect(name=name, began=began, values=values, excused=excused or beyond)
+
+    rows = [Aspect(name="status", began="", values={who: _status(o) for who, o in outcomes.items()}, excused=beyond)]
+    rows.append(row("exception", "", lambda o: None if o.status == "ok" or o.vector is None else str(o.vector)))
+    rows.append(row("error code", "", lambda o: None if o.error is None else f"{o.error:#x}"))
+    rows.append(row("address", "", lambda o: None if o.address is None else f"{o.address:#x}"))
+    rows.append(row("end", "", lambda o: _place(o.end, case.start)))
+    if not alike:
+        return rows
+    for name, place in case.isa.places.items():
+        mask = ~undefined if name == case.isa.flags else -1
+
+        def value(state: bytes, place: slice = place, mask: int = mask) -> str:
+            return f"{int.from_bytes(state[place], 'little') & mask:#x}"
+
+        rows.append(row(name, value(case.state), lambda o, value=value: value(o.state)))  # type: ignore[misc]
+    rows.append(row("written", "", lambda o: " ".join(f"[{at:#x}]={data.hex()}" for at, data in o.writes)))
+    return rows
+
+
+def _place(address: int | None, start: int) -> str | None:
+    """Relative to the first instruction, where it is behind that."""
+    if address is None:
+        return None
+    return f"+{address - start:#x}" if start <= address <= start + 64 else f"{address:#x}"
+
+
+def _comparable(outcome: Outcome) -> bool:
+    return outcome.status in ("ok", "exception")
+
+
+def _status(outcome: Outcome) -> str | None:
+    if outcome.status == "unsupported":
+        return None
+    return f"died of signal {outcome.signal}" if outcome.status == "died" else outcome.status
+
+
+def verdict(rows: list[Aspect]) -> str:
+    """In a line: what differs, and who stands alone against all others; "" where nothing does that counts."""
+    found = [row for row in rows if row.differs and not row.excused]
+    if not found:
+        return ""
+    alone: Counter[str] = Counter()
+    for row in found:
+        said = Counter(value for value in row.values.values() if value is not None)
+        singles = [who for who, value in row.values.items() if value is not None and said[value] == 1]
+        if len(singles) == 1 and len(said) == 2 and sum(said.values()) > 2:
+            alone[singles[0]] += 1
+    what = ", ".join(row.name for row in found)
+    who = next((who for who, times in alone.items() if times == len(found)), None)
+    return f"{who} stands alone: {what}" if who else f"they differ: {what}"

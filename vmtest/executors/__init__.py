@@ -1,0 +1,52 @@
+"""Executors: whatever can run a few instructions and tell what came of it, each behind the same interface.
+
+A newcomer is a file with an Engine, and a row here.
+"""
+
+from __future__ import annotations
+
+from vmtest.errors import UsageError
+from vmtest.executors.base import Row
+from vmtest.executors.worker import Executor
+from vmtest.model.isa import Isa
+
+__all__ = ["EXECUTORS", "Executor", "executor"]
+
+EXECUTORS: dict[str, Row] = {
+    row.name: row
+    for row in (
+        Row(
+            name="unicorn",
+            what="the Unicorn library: TCG of QEMU 5.0 without a machine around it",
+            module="vmtest.executors.unicorn",
+            isas=("x86_64", "aarch64", "riscv64"),
+        ),
+        Row(
+            name="native",
+            what="the CPU itself, in a traced process with nothing else in it, where no system call gets through",
+            module="vmtest.executors.native",
+            isas=("x86_64",),
+            # Else the kernel writes to a thread's rseq area, which is unmapped with all else.
+            environment=(("GLIBC_TUNABLES", "glibc.pthread.rseq=0"),),
+        ),
+        Row(
+            name="kvm",
+            what="/dev/kvm by itself, without QEMU, in ring 0",
+            module="vmtest.executors.kvm",
+            isas=("x86_64",),
+        ),
+    )
+}
+
+
+def executor(name: str, isa: Isa) -> Executor:
+    """The executor of that name for an instruction set. Raises UsageError where there is none, HostError where
+    this host cannot have it.
+    """
+    row = EXECUTORS.get(name)
+    if row is None:
+        raise UsageError(f"unknown executor {name!r}", hint=f"known: {', '.join(EXECUTORS)}")
+    if isa.name not in row.isas:
+        able = [other.name for other in EXECUTORS.values() if isa.name in other.isas]
+        raise UsageError(f"{name} does not run {isa.name}", hint=f"these do: {', '.join(able)}")
+    return Executor(row, isa)

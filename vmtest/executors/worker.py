@@ -1,0 +1,240 @@
+"""The two ends of a worker process: cases go in by batches, outcomes come out, and its death is an outcome too."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from vmtest.errors import HostError
+from vmtest.executors.base import Engine, Row
+from vmtest.model.case import Case, Outcome
+from vmtest.model.isa import Isa, isa
+
+if TYPE_CHECKING:
+    from vmtest.model.case import Case
+
+__all__ = ["Executor"]
+
+BATCH = 512
+"""Cases that go to a worker at a time: when it dies, what it had run of them is run again."""
+PATIENCE = 0.05
+"""Seconds after which a case is stopped: one takes 20 microseconds."""
+DEAF = 5.0
+"""Seconds after which a worker that its engine cannot stop is killed."""
+START = 30.0
+"""Seconds that a worker may take to come up."""
+HEAD = struct.Struct("<II")  # bytes that follow, and what they are of: cases or outcomes
+NOW = struct.Struct("<I")
+READY = 0xFFFFFFFF
+
+
+class Executor:
+    """Runs batches of cases; use it as a context manager. ``deaths`` counts its workers that a case has killed."""
+
+    def __init__(self, row: Row, isa: Isa) -> None:
+        """Raises HostError where the executor cannot be had here, with the reason."""
+        self.name = row.name
+        self.isa = isa
+        self.deaths = 0
+        self._row = row
+        self._process: subprocess.Popen[bytes] | None = None
+        if why := import_module(row.module).lacks(isa):
+            raise HostError(f"the executor {row.name} cannot be had here: {why}")
+
+    def run(self, cases: Sequence[Case]) -> list[Outcome]:
+        """The outcomes of the cases, in their order. Raises HostError where the worker cannot be started."""
+        outcomes: list[Outcome] = []
+        while len(outcomes) < len(cases):
+            batch = cases[len(outcomes) : len(outcomes) + BATCH]
+            found, end = self._attempt(batch)
+            if end is not None:
+                culprit, last = end
+                found, again = self._attempt(batch[:culprit]) if culprit else ([], None)
+                if again is not None:  # it dies of what an earlier one has left behind: the first is named
+                    culprit, last = again
+                    found = found[:culprit]
+                outcomes += found[:culprit]
+                outcomes.append(last)
+            else:
+                outcomes += found
+        return outcomes
+
+    def _attempt(self, batch: Sequence[Case]) -> tuple[list[Outcome], tuple[int, Outcome] | None]:
+        """The outcomes; or none, and which case the worker has died of, and how."""
+        if not batch:
+            return [], None
+        if self._process is None:
+            self._start()
+        assert self._process is not None
+        data = b"".join(case.pack() for case in batch)
+        self._progress[:4] = NOW.pack(0)
+        try:
+            self._send(HEAD.pack(len(data), len(batch)) + data)
+            size, number = HEAD.unpack(self._receive(HEAD.size))
+            data, at = self._receive(size), 0
+        except EOFError:
+            return [], self._bury()
+        found = []
+        for _ in range(number):
+            outcome, at = Outcome.unpack(self.isa, data, at)
+            found.append(outcome)
+        return found, None
+
+    def _bury(self) -> tuple[int, Outcome]:
+        assert self._process is not None
+        culprit = NOW.unpack(self._progress[:4])[0]
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        code = self._process.wait()
+        self._forget()
+        self.deaths += 1
+        if self._deaf:
+            return culprit, Outcome(status="timeout")
+        return culprit, Outcome(status="died", signal=max(0, -code))
+
+    def _start(self) -> None:
+        shared = os.memfd_create("progress", os.MFD_CLOEXEC)
+        os.truncate(shared, mmap.PAGESIZE)
+        self._progress = mmap.mmap(shared, mmap.PAGESIZE)
+        (theirs_in, self._to), (self._from, theirs_out) = os.pipe(), os.pipe()
+        os.set_blocking(self._to, False)
+        numbers = (theirs_in, theirs_out, shared)
+        command = [sys.executable, "-P", "-m", __name__, self._row.module, self.isa.name, *map(str, numbers)]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=numbers,
+                env={**os.environ, **dict(self._row.environment)},
+                process_group=0,
+            )
+        finally:
+            for number in numbers:
+                os.close(number)
+        self._deaf = False
+        try:
+            _, ready = HEAD.unpack(self._receive(HEAD.size, START))
+        except EOFError:
+            self._process.kill()
+            words = self._process.communicate()[1].decode(errors="replace").strip()
+            self._forget()
+            raise HostError(
+                f"the worker of the executor {self.name} does not come up", evidence={"its words": words[-4000:]}
+            ) from None
+        assert ready == READY
+
+    def _send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._to, view) :]
+            except BlockingIOError:
+                select.select([], [self._to], [], DEAF)
+            except BrokenPipeError:
+                raise EOFError from None
+
+    def _receive(self, size: int, patience: float = DEAF) -> bytes:
+        """Raises EOFError where the worker has died, or has had to be killed."""
+        data = b""
+        moved, before = time.monotonic(), self._progress[:4]
+        poller = select.poll()
+        poller.register(self._from, select.POLLIN)
+        while len(data) < size:
+            if not poller.poll(100):
+                if (now := self._progress[:4]) != before:
+                    moved, before = time.monotonic(), now
+                if time.monotonic() - moved > patience:
+                    self._deaf = True
+                    raise EOFError
+                continue
+            piece = os.read(self._from, size - len(data))
+            if not piece:
+                raise EOFError
+            data += piece
+        return data
+
+    def _forget(self) -> None:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+        os.close(self._to)
+        os.close(self._from)
+        self._progress.close()
+        self._process = None
+
+    def close(self) -> None:
+        """End the worker; a second time does nothing."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._forget()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+# -- the worker's end ------------------------------------------------------------------------------------------------
+
+
+def _serve(engine: Engine, source: int, sink: int, progress: mmap.mmap) -> None:
+    threading.Thread(target=_watch, args=(engine, progress), daemon=True).start()
+    with os.fdopen(source, "rb") as cases, os.fdopen(sink, "wb") as outcomes:
+        outcomes.write(HEAD.pack(0, READY))
+        outcomes.flush()
+        while head := cases.read(HEAD.size):
+            size, number = HEAD.unpack(head)
+            data, at = cases.read(size), 0
+            found = []
+            for index in range(number):
+                case, at = Case.unpack(engine.isa, data, at)
+                progress[:8] = struct.pack("<II", index, 1)
+                found.append(engine.run(case).pack())
+            progress[4:8] = NOW.pack(0)
+            answer = b"".join(found)
+            outcomes.write(HEAD.pack(len(answer), number) + answer)
+            outcomes.flush()
+
+
+def _watch(engine: Engine, progress: mmap.mmap) -> None:
+    """Stop the case that has been running since we last looked. Without it the executor kills us."""
+    before = b""
+    while True:
+        time.sleep(PATIENCE)
+        now = progress[:8]
+        if now == before and now[4:8] != b"\0\0\0\0":
+            try:
+                engine.stop()
+            except NotImplementedError:
+                return
+        before = now
+
+
+def _main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
+    module, name, source, sink, shared = sys.argv[1:]
+    progress = mmap.mmap(int(shared), mmap.PAGESIZE)
+    engine: Engine = import_module(module).Engine(isa(name))
+    _serve(engine, int(source), int(sink), progress)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,197 @@
+"""A case, which is code and the state that it begins in, and the outcome of running it: as text, and as bytes."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from typing import Any, Self
+
+from vmtest.errors import UsageError
+from vmtest.model.isa import CODE, DATA_SIZE, PAGE, Isa, isa
+
+__all__ = ["Case", "Outcome", "Patch", "differences"]
+
+Patch = tuple[int, bytes]
+"""Bytes of the data window, and where in it they are."""
+
+_CASE = struct.Struct("<BH")
+_PATCH = struct.Struct("<HH")
+_OUTCOME = struct.Struct("<BBQQQQH")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """``state`` is laid out as Isa says; ``memory`` patches the data window, which is zeros otherwise."""
+
+    isa: Isa
+    code: bytes
+    state: bytes
+    memory: tuple[Patch, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.code) <= self.isa.code_most:
+            raise UsageError(f"a case has 1 to {self.isa.code_most} bytes of code, and this one {len(self.code)}")
+        for at, data in self.memory:
+            if not 0 <= at <= at + len(data) <= DATA_SIZE:
+                raise UsageError(f"the data window has {DATA_SIZE} bytes: {len(data)} at {at:#x} are not in it")
+
+    @property
+    def start(self) -> int:
+        """The address of its first instruction."""
+        return CODE + PAGE - len(self.code)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The case that a line says, such as ``x86_64 c4e2f8f3db rbx=1 [0x10]=00ff``.
+
+        After the instruction set and the code come registers, as numbers, and bytes of the data window by their
+        place in it, as hex. Raises UsageError.
+        """
+        words = text.split()
+        if len(words) < 2:
+            raise UsageError(f"{text!r} is not a case", hint="such as: x86_64 c4e2f8f3db rbx=1 [0x10]=00ff")
+        row = isa(words[0])
+        values: dict[str, int] = {}
+        memory = []
+        for word in words[2:]:
+            name, equals, value = word.partition("=")
+            if place := re.fullmatch(r"\[(.+)\]", name):
+                memory.append((number(place[1]), hexadecimal(value)))
+            elif equals:
+                values[name] = number(value)
+            else:
+                raise UsageError(f"{word!r} is neither REGISTER=NUMBER nor [PLACE]=HEX")
+        return cls(isa=row, code=hexadecimal(words[1]), state=row.state(values), memory=tuple(memory))
+
+    def __str__(self) -> str:
+        registers = [f"{name}={value:#x}" for name, value in self.isa.said(self.state).items()]
+        memory = [f"[{at:#x}]={data.hex()}" for at, data in self.memory]
+        return " ".join([self.isa.name, self.code.hex(), *registers, *memory])
+
+    def pack(self) -> bytes:
+        """As bytes, of which those who know the instruction set can make it again."""
+        head = _CASE.pack(len(self.code), len(self.memory)) + self.code + self.state
+        return head + b"".join(_PATCH.pack(at, len(data)) + data for at, data in self.memory)
+
+    @classmethod
+    def unpack(cls, row: Isa, data: bytes, at: int) -> tuple[Self, int]:
+        """The case whose bytes begin ``at``, and where they end."""
+        length, patches = _CASE.unpack_from(data, at)
+        at += _CASE.size
+        code, state = data[at : at + length], data[at + length : at + length + row.size]
+        memory, at = _patches(data, at + length + row.size, patches)
+        return cls(isa=row, code=code, state=state, memory=memory), at
+
+
+STATUSES = ("ok", "exception", "unsupported", "timeout", "died")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a case went.
+
+    ``status`` is "ok" (it came to its end), "exception", "unsupported" (the executor cannot run it, which says nothing
+    of the machine), "timeout", or "died" (the executor crashed: ``signal`` is by which signal). Only the first two have
+    a ``state`` and ``writes`` (to the data window: what differs from what it began with).
+
+    ``end`` is the address of the instruction that was next, or that raised the exception; ``vector`` is the exception
+    as the instruction set numbers it, ``error`` its error code and ``address`` the address whose access failed. Each is
+    None where there is none, or the executor cannot tell.
+    """
+
+    status: str
+    state: bytes = b""
+    writes: tuple[Patch, ...] = ()
+    end: int | None = None
+    vector: int | None = None
+    error: int | None = None
+    address: int | None = None
+    signal: int = 0
+
+    def pack(self) -> bytes:
+        """As bytes, of which those who know the instruction set can make it again."""
+        told = (self.vector, self.error, self.address, self.end)
+        known = sum(1 << bit for bit, value in enumerate(told) if value is not None)
+        index = STATUSES.index(self.status)
+        head = _OUTCOME.pack(index | self.signal << 3, known, *(value or 0 for value in told), len(self.writes))
+        body = self.state if index < 2 else b""
+        return head + body + b"".join(_PATCH.pack(at, len(data)) + data for at, data in self.writes)
+
+    @classmethod
+    def unpack(cls, row: Isa, data: bytes, at: int) -> tuple[Self, int]:
+        """The outcome whose bytes begin ``at``, and where they end."""
+        index, known, *numbers, patches = _OUTCOME.unpack_from(data, at)
+        vector, error, address, end = (value if known >> bit & 1 else None for bit, value in enumerate(numbers))
+        at += _OUTCOME.size
+        index, signal = index & 7, index >> 3
+        size = row.size if index < 2 else 0
+        writes, after = _patches(data, at + size, patches)
+        return cls(
+            status=STATUSES[index],
+            state=data[at : at + size],
+            writes=writes,
+            end=end,
+            vector=vector,
+            error=error,
+            address=address,
+            signal=signal,
+        ), after
+
+    def as_dict(self, row: Isa) -> dict[str, Any]:
+        """For JSON: registers by name, bytes as hex; what does not apply is left out."""
+        found: dict[str, Any] = {"status": self.status}
+        if self.state:
+            found["registers"] = row.values(self.state)
+            found["writes"] = {f"{at:#x}": data.hex() for at, data in self.writes}
+        told = {"end": self.end, "vector": self.vector, "error": self.error, "address": self.address}
+        told["signal"] = self.signal or None
+        return found | {name: value for name, value in told.items() if value is not None}
+
+
+def _patches(data: bytes, at: int, number: int) -> tuple[tuple[Patch, ...], int]:
+    found = []
+    for _ in range(number):
+        place, length = _PATCH.unpack_from(data, at)
+        at += _PATCH.size
+        found.append((place, data[at : at + length]))
+        at += length
+    return tuple(found), at
+
+
+def number(text: str) -> int:
+    """A number as people write it: 10, 0x1f, -1, ~0. Raises UsageError."""
+    digits = text.removeprefix("~")
+    try:
+        value = int(digits, 0)
+    except ValueError:
+        raise UsageError(f"{text!r} is not a number", hint="such as 10, 0x1f or -1") from None
+    return ~value if digits != text else value
+
+
+def hexadecimal(text: str) -> bytes:
+    """Bytes written in hex. Raises UsageError."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        odd = f": {len(text)} digits" if len(text) % 2 else ""
+        raise UsageError(
+            f"{text!r} are not bytes in hex{odd}", hint="two digits a byte, such as 90 or c4e2f8f3db"
+        ) from None
+
+
+def differences(before: bytes, after: bytes) -> tuple[Patch, ...]:
+    """What of a window has changed, as patches; those that fewer than 8 bytes lie between are one."""
+    if before == after:
+        return ()
+    found: list[list[int]] = []
+    for line in range(0, len(before), 64):
+        if before[line : line + 64] == after[line : line + 64]:
+            continue
+        for at in range(line, line + 64):
+            if before[at] != after[at]:
+                if found and at - found[-1][1] < 8:
+                    found[-1][1] = at + 1
+                else:
+                    found.append([at, at + 1])
+    return tuple((start, after[start:end]) for start, end in found)
