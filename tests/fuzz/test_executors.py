@@ -142,6 +142,20 @@ def test_no_system_call_gets_through() -> None:
     assert outcomes[5].status == "ok"
 
 
+def test_nothing_of_a_case_is_left_for_the_next() -> None:
+    """State that no case shows (upper halves of vectors, protection keys, segment bases) is not the next one's."""
+    fill = "x86_64 c5fdc6c000c5fd76c0"  # vpcmpeqd ymm0,ymm0,ymm0: all ones
+    upper = "x86_64 c4e37d19c101"  # vextractf128 xmm1,ymm0,1
+    keys = "x86_64 0f01ef rax=3"  # wrpkru: no access to anything
+    base = f"x86_64 f3480faed0 rax={DATA:#x}"  # wrfsbase rax
+    look = "x86_64 64488b042500000000"  # mov rax,[fs:0]
+    outcomes = _run("native", fill, upper, keys, "x86_64 890424 rax=5", base, look)
+    if outcomes[0].status == "ok":  # the CPU has AVX
+        assert _registers(upper, outcomes[1]).get("xmm1", 0) == 0
+    assert outcomes[3].writes == ((PAGE, b"\5"),)
+    assert (outcomes[5].status, outcomes[5].vector) == ("exception", 14)
+
+
 def test_a_death_names_its_case() -> None:
     """Where a case kills the worker that one has died, by its signal, and all others have their outcomes.
 

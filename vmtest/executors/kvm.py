@@ -89,7 +89,6 @@ class Engine(base.Engine):
         self._packed = struct.Struct(f"<{len(_ORDER)}Q")
         self._vectors = slice(isa.places["xmm0"].start, isa.places["xmm15"].stop)
         self._mxcsr = isa.places["mxcsr"]
-        self._zeros = bytes(DATA_SIZE)
         self._thread = threading.get_ident()
         signal.signal(signal.SIGUSR1, lambda number, frame: None)  # so that it interrupts KVM_RUN
 
@@ -130,12 +129,7 @@ class Engine(base.Engine):
 
     def run(self, case: Case) -> Outcome:
         """See Engine."""
-        before, state, run = self._zeros, case.state, self._run
-        if case.memory:
-            patched = bytearray(before)
-            for at, data in case.memory:
-                patched[at : at + len(data)] = data
-            before = bytes(patched)
+        before, state, run = case.window, case.state, self._run
         self._memory[_DATA_AT : _DATA_AT + DATA_SIZE] = before
         self._memory[_CODE_AT : _CODE_AT + PAGE] = case.code.rjust(PAGE, b"\0")
         vectors = any(byte in case.code for byte in _USES_VECTORS)

@@ -1,7 +1,8 @@
 """The CPU itself: a traced process in which nothing is mapped but the case's two windows.
 
-A system call ends the case before the kernel has seen it (PTRACE_SYSEMU, ptrace(2)), and there is nothing else that the
-code could reach: what it may do is compute, fault, or loop until it is stopped.
+A system call ends the case before the kernel has seen it (PTRACE_SYSEMU, ptrace(2)), and there is nothing else that
+the code could reach: what it may do is compute, fault, or loop until it is stopped. (And ask the vsyscall page for the
+time, where the host has that.)
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa
 __all__ = ["Engine", "lacks"]
 
 # sys/ptrace.h, sys/user.h and asm-generic/siginfo.h of Linux on x86-64.
-_TRACEME, _GETREGS, _SETREGS, _GETFPREGS, _SETFPREGS, _SYSEMU, _GETSIGINFO = 0, 12, 13, 14, 15, 31, 0x4202
+_TRACEME, _GETREGS, _SETREGS, _GETFPREGS, _SYSEMU, _GETSIGINFO = 0, 12, 13, 14, 31, 0x4202
+_GETREGSET, _SETREGSET, _XSTATE = 0x4204, 0x4205, 0x202
 _CONT, _SETOPTIONS, _EXITKILL = 7, 0x4200, 1 << 20
 _USER = "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs rflags rsp ss".split()  # noqa: SIM905
 _USER_SIZE = 27 * 8
@@ -41,7 +43,8 @@ _VECTORS = {
     (signal.SIGSEGV, _ACCERR): 14,
     (signal.SIGBUS, 1): 17,  # BUS_ADRALN
 }
-_FXSAVE_XMM, _FXSAVE_MXCSR = 160, 24  # Intel SDM, volume 1, table 10-2
+_FXSAVE_XMM, _FXSAVE_MXCSR, _XSTATE_BV = 160, 24, 512  # Intel SDM, volume 1, sections 10.5.1 and 13.4
+_XSAVE_MOST = 1 << 14
 _FCW = 0x37F
 _SYSCALL = b"\x0f\x05\xcc"  # syscall; int3
 _SYS_MUNMAP = 11
@@ -68,12 +71,12 @@ class Engine(base.Engine):
         self._code, self._data = self._window(CODE, PAGE), self._window(DATA, DATA_SIZE)
         self._regs = ctypes.create_string_buffer(_USER_SIZE)
         self._fp = ctypes.create_string_buffer(512)
+        self._xsave = ctypes.create_string_buffer(_XSAVE_MOST)
         self._info = ctypes.create_string_buffer(128)
         general = [name for name in _USER if name in isa.places]
         self._general = [(8 * _USER.index(name), isa.places[name]) for name in general]
         self._vectors = slice(isa.places["xmm0"].start, isa.places["xmm15"].stop)
         self._mxcsr = isa.places["mxcsr"]
-        self._zeros = bytes(DATA_SIZE)
         self._stopped = False
         self._child = 0
         # On one CPU with the process that it traces: they take turns, and waking another CPU takes twice as long.
@@ -101,11 +104,13 @@ class Engine(base.Engine):
         os.waitpid(self._child, 0)
         self._call(_SETOPTIONS, ctypes.c_void_p(_EXITKILL))  # it dies with us
         self._call(_GETREGS, self._regs)
-        self._call(_GETFPREGS, self._fp)
         self._clean = self._regs.raw
-        self._clean_fp = bytearray(self._fp.raw)
-        self._clean_fp[:_FXSAVE_MXCSR] = struct.pack("<HHBB", _FCW, 0, 0, 0).ljust(_FXSAVE_MXCSR, b"\0")
-        self._clean_fp[32:_FXSAVE_XMM] = bytes(_FXSAVE_XMM - 32)
+        self._vector = (ctypes.c_size_t * 2)(ctypes.addressof(self._xsave), _XSAVE_MOST)  # struct iovec
+        self._call(_GETREGSET, self._vector, _XSTATE)  # which says how large it is here
+        # x87 and SSE are given; what else there is (AVX, PKRU) begins as after a reset, since its bit is not set.
+        struct.pack_into("<H", area := bytearray(self._vector[1]), 0, _FCW)
+        struct.pack_into("<Q", area, _XSTATE_BV, 3)
+        self._clean_fp = area
         for start, end in ((0, CODE), (CODE + PAGE, DATA), (DATA + DATA_SIZE, _TASK_SIZE - PAGE)):
             self._unmap(start, end)
 
@@ -121,18 +126,13 @@ class Engine(base.Engine):
         if struct.unpack_from("<Q", self._regs, 8 * _USER.index("rax"))[0]:
             raise OSError(f"the traced process cannot unmap {start:#x} to {end:#x}")
 
-    def _call(self, request: int, data: Any) -> None:
-        if self._ptrace(request, self._child, None, data) < 0:
+    def _call(self, request: int, data: Any, kind: int | None = None) -> None:
+        if self._ptrace(request, self._child, kind, data) < 0:
             raise OSError(ctypes.get_errno(), f"ptrace request {request:#x} failed")
 
     def run(self, case: Case) -> Outcome:
         """See Engine."""
-        before, state = self._zeros, case.state
-        if case.memory:
-            patched = bytearray(before)
-            for at, data in case.memory:
-                patched[at : at + len(data)] = data
-            before = bytes(patched)
+        before, state = case.window, case.state
         self._data[:] = before
         self._code[:] = case.code.rjust(PAGE, b"\0")
         regs = bytearray(self._clean)
@@ -144,12 +144,15 @@ class Engine(base.Engine):
         fp = self._clean_fp
         fp[_FXSAVE_MXCSR : _FXSAVE_MXCSR + 4] = state[self._mxcsr]
         fp[_FXSAVE_XMM : _FXSAVE_XMM + 256] = state[self._vectors]
-        self._fp.raw = bytes(fp)
+        ctypes.memmove(self._xsave, bytes(fp), len(fp))
         self._stopped = False
         self._call(_SETREGS, self._regs)
-        self._call(_SETFPREGS, self._fp)
+        self._call(_SETREGSET, self._vector, _XSTATE)
         self._call(_SYSEMU, None)
         _, status = os.waitpid(self._child, 0)
+        while not self._stopped and os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGSTOP:
+            self._call(_SYSEMU, None)  # it was for the case before, which had ended by itself
+            _, status = os.waitpid(self._child, 0)
         if not os.WIFSTOPPED(status):
             self._begin()
             return Outcome(status="died", signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)

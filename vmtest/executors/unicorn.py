@@ -65,7 +65,6 @@ class Engine(base.Engine):
         self._fresh = self._uc.context_save()
         self._uc.hook_add(unicorn.UC_HOOK_MEM_INVALID, self._on_fault)
         self._uc.hook_add(unicorn.UC_HOOK_INTR, self._on_interrupt)
-        self._zeros = bytes(DATA_SIZE)
 
     def _enable(self, unicorn: Any) -> None:
         """Floating point and vectors, which are off after a reset."""
@@ -85,13 +84,7 @@ class Engine(base.Engine):
 
     def run(self, case: Case) -> Outcome:
         """See Engine."""
-        lib, handle, start = self._lib, self._handle, case.start
-        before = self._zeros
-        if case.memory:
-            patched = bytearray(before)
-            for at, data in case.memory:
-                patched[at : at + len(data)] = data
-            before = bytes(patched)
+        lib, handle, start, before = self._lib, self._handle, case.start, case.window
         self._data[:] = before
         self._code[:] = case.code.rjust(PAGE, b"\0")
         self._uc.context_restore(self._fresh)  # also an exception that it remembers, which would make the next a double

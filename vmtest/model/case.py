@@ -15,6 +15,7 @@ __all__ = ["Case", "Outcome", "Patch", "differences"]
 Patch = tuple[int, bytes]
 """Bytes of the data window, and where in it they are."""
 
+_ZEROS = bytes(DATA_SIZE)
 _CASE = struct.Struct("<BH")
 _PATCH = struct.Struct("<HH")
 _OUTCOME = struct.Struct("<BBQQQQH")
@@ -40,6 +41,16 @@ class Case:
     def start(self) -> int:
         """The address of its first instruction."""
         return CODE + PAGE - len(self.code)
+
+    @property
+    def window(self) -> bytes:
+        """The data window as it begins."""
+        if not self.memory:
+            return _ZEROS
+        window = bytearray(_ZEROS)
+        for at, data in self.memory:
+            window[at : at + len(data)] = data
+        return bytes(window)
 
     @classmethod
     def parse(cls, text: str) -> Self:
