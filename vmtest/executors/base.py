@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import Isa
 
-__all__ = ["Engine", "Row"]
+__all__ = ["Engine", "Row", "uses_vectors"]
+
+_VECTORS = bytes((0x0F, 0x62, 0x9B, 0xC4, 0xC5, *range(0xD8, 0xE0)))
+"""Of these bytes one is in each x86 instruction that has to do with SSE, AVX or x87: escapes and prefixes of theirs."""
+
+
+def uses_vectors(case: Case) -> bool:
+    """Whether an x86 case may touch vector or x87 registers, whose setting and reading takes as long as all the rest.
+
+    It may jump to what it has in its data window.
+    """
+    return any(len(code.translate(None, _VECTORS)) != len(code) for code in (case.code, *(d for _, d in case.memory)))
 
 
 class Engine(ABC):

@@ -36,6 +36,7 @@ _CR2 = _SREGS + 232
 _SYNC_REGS, _SYNC_SREGS = 1, 2
 _HLT, _SHUTDOWN, _INTERNAL_ERROR = 5, 8, 17
 _ORDER = "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags".split()  # noqa: SIM905
+_U64 = struct.Struct("<Q")
 _RIP, _RFLAGS = 8 * _ORDER.index("rip"), 8 * _ORDER.index("rflags")
 
 # Guest-physical pages, and where the system's own are in its address space: far from where cases look.
@@ -47,9 +48,6 @@ _STUB = 8
 """Bytes from one exception's handler, a HLT, to the next."""
 _WITH_ERROR = frozenset((8, 10, 11, 12, 13, 14, 17, 21))  # Intel SDM, volume 3, table 6-1
 _FXSAVE_XMM, _FXSAVE_MXCSR, _XSTATE_BV = 160, 24, 512
-_USES_VECTORS = (0x0F, 0x62, 0xC4, 0xC5)
-"""Bytes of which one is in each instruction that has to do with SSE or AVX: only for those their registers are set and
-read, which takes twice as long as all the rest."""
 
 
 def lacks(isa: Isa) -> str:
@@ -86,7 +84,10 @@ class Engine(base.Engine):
         self._xsave = ctypes.create_string_buffer(4096)
         self._do(self._vcpu, _GET_XSAVE, self._xsave)
         self._registers = [isa.places[name] for name in _ORDER if name != "rip"]
-        self._packed = struct.Struct(f"<{len(_ORDER)}Q")
+        # A state is the general registers with RFLAGS last, then vectors and MXCSR; KVM has them in another order.
+        names = list(isa.places)[: len(_ORDER) - 1]
+        self._general = [slice(8 * _ORDER.index(name), 8 * _ORDER.index(name) + 8) for name in names]
+        self._stack, self._fixed = names.index("rsp"), isa.fixed["rflags"]
         self._vectors = slice(isa.places["xmm0"].start, isa.places["xmm15"].stop)
         self._mxcsr = isa.places["mxcsr"]
         self._thread = threading.get_ident()
@@ -132,11 +133,11 @@ class Engine(base.Engine):
         before, state, run = case.window, case.state, self._run
         self._memory[_DATA_AT : _DATA_AT + DATA_SIZE] = before
         self._memory[_CODE_AT : _CODE_AT + PAGE] = case.code.rjust(PAGE, b"\0")
-        vectors = any(byte in case.code for byte in _USES_VECTORS)
+        vectors = base.uses_vectors(case)
         if vectors:
             self._set_vectors(state)
         values = [state[place] for place in self._registers]
-        values.insert(_RIP // 8, struct.pack("<Q", case.start))
+        values.insert(_RIP // 8, _U64.pack(case.start))
         run[_REGS : _REGS + 144] = b"".join(values)
         run[_SREGS : _SREGS + _SREGS_SIZE] = self._sregs
         struct.pack_into("<QQ", run, _VALID, _SYNC_REGS | _SYNC_SREGS, _SYNC_REGS | _SYNC_SREGS)
@@ -153,34 +154,32 @@ class Engine(base.Engine):
         return self._outcome(before, vectors, state)
 
     def _outcome(self, before: bytes, vectors: bool, began: bytes) -> Outcome:
-        run = self._run
-        values = self._packed.unpack_from(run, _REGS)
-        registers = dict(zip(_ORDER, values, strict=True))
-        end, vector, error, address = registers["rip"], None, None, None
+        run, memory = self._run, self._memory
+        registers = run[_REGS : _REGS + 144]
+        general = [registers[place] for place in self._general]
+        end, flags = _U64.unpack_from(registers, _RIP)[0], _U64.unpack_from(registers, _RFLAGS)[0]
+        vector = error = address = None
         stub = end - 1 - _SYSTEM - _STUBS
         if 0 <= stub < 256 * _STUB:
             vector, at = stub // _STUB, _STACK + PAGE - 40
-            end, _, registers["rflags"], registers["rsp"], _ = struct.unpack_from("<5Q", self._memory, at)
+            end, flags = _U64.unpack_from(memory, at)[0], _U64.unpack_from(memory, at + 16)[0]
+            general[self._stack] = memory[at + 24 : at + 32]
             if vector in _WITH_ERROR:
-                error = struct.unpack_from("<Q", self._memory, at - 8)[0]
+                error = _U64.unpack_from(memory, at - 8)[0]
             if vector == 14:
-                address = struct.unpack_from("<Q", run, _CR2)[0]
+                address = _U64.unpack_from(run, _CR2)[0]
             if (vector, end, address) == (14, CODE + PAGE, CODE + PAGE):
                 vector = error = address = None
-        mask, kept = self.isa.fixed["rflags"]
-        registers["rflags"] = registers["rflags"] & ~mask | kept
-        state = bytearray(began)
-        for name, value in registers.items():
-            if name != "rip":
-                state[self.isa.places[name]] = value.to_bytes(8, "little")
+        general[-1] = _U64.pack(flags & ~self._fixed[0] | self._fixed[1])
+        rest = began[self._vectors.start :]
         if vectors:
             self._do(self._vcpu, _GET_XSAVE, self._xsave)
-            state[self._vectors] = self._xsave.raw[_FXSAVE_XMM : _FXSAVE_XMM + 256]
-            state[self._mxcsr] = self._xsave.raw[_FXSAVE_MXCSR : _FXSAVE_MXCSR + 4]
+            area = self._xsave.raw
+            rest = area[_FXSAVE_XMM : _FXSAVE_XMM + 256] + area[_FXSAVE_MXCSR : _FXSAVE_MXCSR + 4]
         return Outcome(
             status="ok" if vector is None else "exception",
-            state=bytes(state),
-            writes=differences(before, self._memory[_DATA_AT : _DATA_AT + DATA_SIZE]),
+            state=b"".join(general) + rest,
+            writes=differences(before, memory[_DATA_AT : _DATA_AT + DATA_SIZE]),
             end=end,
             vector=vector,
             error=error,

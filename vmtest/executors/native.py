@@ -28,12 +28,14 @@ _GETREGSET, _SETREGSET, _XSTATE = 0x4204, 0x4205, 0x202
 _CONT, _SETOPTIONS, _EXITKILL = 7, 0x4200, 1 << 20
 _USER = "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs rflags rsp ss".split()  # noqa: SIM905
 _USER_SIZE = 27 * 8
+_U64 = struct.Struct("<Q")
+_RIP, _ORIG_RAX = 8 * _USER.index("rip"), 8 * _USER.index("orig_rax")
 _SIGINFO = struct.Struct("<iii4xQ")  # signo, errno, code, address
 _SI_KERNEL, _MAPERR, _ACCERR, _TRAP_BRKPT, _TRAP_TRACE = 0x80, 1, 2, 1, 2
 _FPE_INTDIV = 1
 
 # The exception behind a signal, by arch/x86/kernel/traps.c: several share one, and then None is told.
-_VECTORS = {
+_VECTORS: dict[tuple[int, int], int] = {
     (signal.SIGFPE, _FPE_INTDIV): 0,
     (signal.SIGTRAP, _TRAP_TRACE): 1,
     (signal.SIGTRAP, _SI_KERNEL): 3,
@@ -73,11 +75,15 @@ class Engine(base.Engine):
         self._fp = ctypes.create_string_buffer(512)
         self._xsave = ctypes.create_string_buffer(_XSAVE_MOST)
         self._info = ctypes.create_string_buffer(128)
-        general = [name for name in _USER if name in isa.places]
-        self._general = [(8 * _USER.index(name), isa.places[name]) for name in general]
+        # A state is the general registers with RFLAGS last, then vectors and MXCSR; ptrace has them in another order.
+        names = list(isa.places)[:17]
+        self._general = [slice(8 * _USER.index(name), 8 * _USER.index(name) + 8) for name in names]
+        self._given = [(self._general[number].start, isa.places[name]) for number, name in enumerate(names)]
+        self._fixed = isa.fixed["rflags"]
         self._vectors = slice(isa.places["xmm0"].start, isa.places["xmm15"].stop)
         self._mxcsr = isa.places["mxcsr"]
         self._stopped = False
+        self._dirty = True
         self._child = 0
         # On one CPU with the process that it traces: they take turns, and waking another CPU takes twice as long.
         cpus = sorted(os.sched_getaffinity(0))
@@ -136,18 +142,21 @@ class Engine(base.Engine):
         self._data[:] = before
         self._code[:] = case.code.rjust(PAGE, b"\0")
         regs = bytearray(self._clean)
-        for at, place in self._general:
+        for at, place in self._given:
             regs[at : at + 8] = state[place]
-        struct.pack_into("<Q", regs, 8 * _USER.index("rip"), case.start)
-        struct.pack_into("<Q", regs, 8 * _USER.index("orig_rax"), 2**64 - 1)  # no system call to be restarted
+        _U64.pack_into(regs, _RIP, case.start)
+        _U64.pack_into(regs, _ORIG_RAX, 2**64 - 1)  # no system call to be restarted
         self._regs.raw = bytes(regs)
-        fp = self._clean_fp
-        fp[_FXSAVE_MXCSR : _FXSAVE_MXCSR + 4] = state[self._mxcsr]
-        fp[_FXSAVE_XMM : _FXSAVE_XMM + 256] = state[self._vectors]
-        ctypes.memmove(self._xsave, bytes(fp), len(fp))
+        vectors = base.uses_vectors(case)
+        if vectors or self._dirty:
+            fp = self._clean_fp
+            fp[_FXSAVE_MXCSR : _FXSAVE_MXCSR + 4] = state[self._mxcsr]
+            fp[_FXSAVE_XMM : _FXSAVE_XMM + 256] = state[self._vectors]
+            ctypes.memmove(self._xsave, bytes(fp), len(fp))
+            self._call(_SETREGSET, self._vector, _XSTATE)
+        self._dirty = vectors
         self._stopped = False
         self._call(_SETREGS, self._regs)
-        self._call(_SETREGSET, self._vector, _XSTATE)
         self._call(_SYSEMU, None)
         _, status = os.waitpid(self._child, 0)
         while not self._stopped and os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGSTOP:
@@ -158,25 +167,22 @@ class Engine(base.Engine):
             return Outcome(status="died", signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
         if self._stopped and os.WSTOPSIG(status) == signal.SIGSTOP:
             return Outcome(status="timeout")
-        return self._outcome(os.WSTOPSIG(status), before)
+        return self._outcome(os.WSTOPSIG(status), before, None if vectors else state[self._vectors.start :])
 
-    def _outcome(self, number: int, before: bytes) -> Outcome:
+    def _outcome(self, number: int, before: bytes, vectors: bytes | None) -> Outcome:
+        """``vectors`` is what their registers still hold, None where that is to be read."""
         self._call(_GETREGS, self._regs)
-        self._call(_GETFPREGS, self._fp)
         self._call(_GETSIGINFO, self._info)
         _, _, code, address = _SIGINFO.unpack_from(self._info)
-        regs, fp = self._regs.raw, self._fp.raw
-        state = bytearray(self.isa.default)
-        for at, place in self._general:
-            state[place] = regs[at : at + 8]
-        state[self._mxcsr] = fp[_FXSAVE_MXCSR : _FXSAVE_MXCSR + 4]
-        state[self._vectors] = fp[_FXSAVE_XMM : _FXSAVE_XMM + 256]
-        mask, kept = self.isa.fixed["rflags"]
-        place = self.isa.places["rflags"]
-        flags = int.from_bytes(state[place], "little") & ~mask | kept
-        state[place] = flags.to_bytes(8, "little")
-        end = struct.unpack_from("<Q", regs, 8 * _USER.index("rip"))[0]
-        vector = _VECTORS.get((signal.Signals(number), code))
+        regs = self._regs.raw
+        general = [regs[place] for place in self._general]
+        general[-1] = _U64.pack(_U64.unpack(general[-1])[0] & ~self._fixed[0] | self._fixed[1])
+        if vectors is None:
+            self._call(_GETFPREGS, self._fp)
+            fp = self._fp.raw
+            vectors = fp[_FXSAVE_XMM : _FXSAVE_XMM + 256] + fp[_FXSAVE_MXCSR : _FXSAVE_MXCSR + 4]
+        end = _U64.unpack_from(regs, _RIP)[0]
+        vector = _VECTORS.get((number, code))
         came_to_its_end = (vector, end, address) == (14, CODE + PAGE, CODE + PAGE)
         # A stop by SYSEMU is a SIGTRAP whose code is that of the signal itself.
         is_call = number == signal.SIGTRAP and code == signal.SIGTRAP
@@ -184,7 +190,7 @@ class Engine(base.Engine):
             return Outcome(status="unsupported")
         return Outcome(
             status="ok" if came_to_its_end else "exception",
-            state=bytes(state),
+            state=b"".join(general) + vectors,
             writes=differences(before, bytes(self._data)),
             end=end,
             vector=None if came_to_its_end else vector,

@@ -50,6 +50,10 @@ class Engine(base.Engine):
             pointer = ctypes.addressof(ctypes.c_char.from_buffer(memory))
             self._uc.mem_map_ptr(address, len(memory), unicorn.UC_PROT_ALL, pointer)
         self._enable(unicorn)
+        # What ctl_remove_cache does, which takes 6 microseconds for the same.
+        self._drop = unicorn.UC_CTL_IO_WRITE << 30 | 2 << 26 | unicorn.UC_CTL_TB_REMOVE_CACHE
+        ranges = ((CODE, CODE + PAGE), (DATA, DATA + DATA_SIZE))
+        self._windows = [(ctypes.c_uint64(start), ctypes.c_uint64(end)) for start, end in ranges]
         numbers = [getattr(const, prefix + names.get(r.name, r.name.upper())) for r in isa.registers]
         self._ids = (ctypes.c_int * len(numbers))(*numbers)
         # The library reads and writes each register where its pointer says, which is its place in a state.
@@ -88,8 +92,8 @@ class Engine(base.Engine):
         self._data[:] = before
         self._code[:] = case.code.rjust(PAGE, b"\0")
         self._uc.context_restore(self._fresh)  # also an exception that it remembers, which would make the next a double
-        self._uc.ctl_remove_cache(CODE, CODE + PAGE)
-        self._uc.ctl_remove_cache(DATA, DATA + DATA_SIZE)
+        for window in self._windows:
+            lib.uc_ctl(handle, self._drop, *window)
         ctypes.memmove(self._buffer, case.state, self.isa.size)
         lib.uc_reg_write_batch(handle, self._ids, self._places, self._number)
         self._forget()

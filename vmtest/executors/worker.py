@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import select
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from importlib import import_module
 from types import TracebackType
@@ -33,7 +35,10 @@ DEAF = 5.0
 START = 30.0
 """Seconds that a worker may take to come up."""
 HEAD = struct.Struct("<II")  # bytes that follow, and what they are of: cases or outcomes
-NOW = struct.Struct("<I")
+ROOM = 1 << 20
+"""Bytes that a pipe should hold: two batches of any instruction set."""
+TWO = struct.Struct("<II")  # the case that runs, by its place in its batch, and whether one does
+IDLE = TWO.pack(0, 0)
 READY = 0xFFFFFFFF
 
 
@@ -47,59 +52,66 @@ class Executor:
         self.deaths = 0
         self._row = row
         self._process: subprocess.Popen[bytes] | None = None
+        self._depth = 1
+        self._idle_deaths = 0
         if why := import_module(row.module).lacks(isa):
             raise HostError(f"the executor {row.name} cannot be had here: {why}")
 
     def run(self, cases: Sequence[Case]) -> list[Outcome]:
         """The outcomes of the cases, in their order. Raises HostError where the worker cannot be started."""
         outcomes: list[Outcome] = []
+        under_way: deque[Sequence[Case]] = deque()
+        sent = 0
         while len(outcomes) < len(cases):
-            batch = cases[len(outcomes) : len(outcomes) + BATCH]
-            found, end = self._attempt(batch)
-            if end is not None:
-                culprit, last = end
-                found, again = self._attempt(batch[:culprit]) if culprit else ([], None)
-                if again is not None:  # it dies of what an earlier one has left behind: the first is named
-                    culprit, last = again
-                    found = found[:culprit]
-                outcomes += found[:culprit]
-                outcomes.append(last)
-            else:
-                outcomes += found
+            try:
+                if self._process is None:
+                    self._start()
+                while len(under_way) < self._depth and sent < len(cases):
+                    batch = cases[sent : sent + BATCH]
+                    self._send(batch)
+                    under_way.append(batch)
+                    sent += len(batch)
+                outcomes += self._answer()
+                under_way.popleft()
+            except EOFError:
+                if under_way:
+                    outcomes += self._recover(under_way[0])
+                else:
+                    self._bury()
+                under_way.clear()
+                sent = len(outcomes)
         return outcomes
 
-    def _attempt(self, batch: Sequence[Case]) -> tuple[list[Outcome], tuple[int, Outcome] | None]:
-        """The outcomes; or none, and which case the worker has died of, and how."""
-        if not batch:
-            return [], None
-        if self._process is None:
-            self._start()
-        assert self._process is not None
-        data = b"".join(case.pack() for case in batch)
-        self._progress[:4] = NOW.pack(0)
-        try:
-            self._send(HEAD.pack(len(data), len(batch)) + data)
-            size, number = HEAD.unpack(self._receive(HEAD.size))
-            data, at = self._receive(size), 0
-        except EOFError:
-            return [], self._bury()
-        found = []
-        for _ in range(number):
-            outcome, at = Outcome.unpack(self.isa, data, at)
-            found.append(outcome)
-        return found, None
+    def _recover(self, batch: Sequence[Case]) -> list[Outcome]:
+        """The outcomes up to that of which the worker has died, which run anew: they were not told yet."""
+        culprit, last = self._bury()
+        if culprit is None:
+            return []
+        found: list[Outcome] = []
+        if before := batch[:culprit]:
+            try:
+                self._start()
+                self._send(before)
+                found = self._answer()
+            except EOFError:  # it dies of what an earlier one has left behind
+                return self._recover(before)
+        return [*found, last]
 
-    def _bury(self) -> tuple[int, Outcome]:
+    def _bury(self) -> tuple[int | None, Outcome]:
+        """Which case of its batch the worker has died of, None where it was idle, and how."""
         assert self._process is not None
-        culprit = NOW.unpack(self._progress[:4])[0]
+        culprit, busy = TWO.unpack(self._progress[:8])
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         code = self._process.wait()
         self._forget()
+        if not busy:
+            self._idle_deaths += 1
+            if self._idle_deaths > 3:
+                raise HostError(f"the worker of the executor {self.name} ends by itself ({code})")
+            return None, Outcome(status="died")
         self.deaths += 1
-        if self._deaf:
-            return culprit, Outcome(status="timeout")
-        return culprit, Outcome(status="died", signal=max(0, -code))
+        return culprit, Outcome(status="timeout") if self._deaf else Outcome(status="died", signal=max(0, -code))
 
     def _start(self) -> None:
         shared = os.memfd_create("progress", os.MFD_CLOEXEC)
@@ -107,6 +119,11 @@ class Executor:
         self._progress = mmap.mmap(shared, mmap.PAGESIZE)
         (theirs_in, self._to), (self._from, theirs_out) = os.pipe(), os.pipe()
         os.set_blocking(self._to, False)
+        # Where two batches have room the worker need not wait for us.
+        try:
+            self._depth = min(fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, ROOM) for end in (self._to, self._from)) // ROOM + 1
+        except OSError:
+            self._depth = 1
         numbers = (theirs_in, theirs_out, shared)
         command = [sys.executable, "-P", "-m", __name__, self._row.module, self.isa.name, *map(str, numbers)]
         try:
@@ -134,8 +151,9 @@ class Executor:
             ) from None
         assert ready == READY
 
-    def _send(self, data: bytes) -> None:
-        view = memoryview(data)
+    def _send(self, batch: Sequence[Case]) -> None:
+        packed = b"".join([case.pack() for case in batch])
+        view = memoryview(HEAD.pack(len(packed), len(batch)) + packed)
         while view:
             try:
                 view = view[os.write(self._to, view) :]
@@ -144,15 +162,25 @@ class Executor:
             except BrokenPipeError:
                 raise EOFError from None
 
+    def _answer(self) -> list[Outcome]:
+        size, number = HEAD.unpack(self._receive(HEAD.size))
+        data, at = self._receive(size), 0
+        found = []
+        for _ in range(number):
+            outcome, at = Outcome.unpack(self.isa, data, at)
+            found.append(outcome)
+        self._idle_deaths = 0
+        return found
+
     def _receive(self, size: int, patience: float = DEAF) -> bytes:
         """Raises EOFError where the worker has died, or has had to be killed."""
         data = b""
-        moved, before = time.monotonic(), self._progress[:4]
+        moved, before = time.monotonic(), self._progress[:8]
         poller = select.poll()
         poller.register(self._from, select.POLLIN)
         while len(data) < size:
             if not poller.poll(100):
-                if (now := self._progress[:4]) != before:
+                if (now := self._progress[:8]) != before:
                     moved, before = time.monotonic(), now
                 if time.monotonic() - moved > patience:
                     self._deaf = True
@@ -203,12 +231,12 @@ def _serve(engine: Engine, source: int, sink: int, progress: mmap.mmap) -> None:
             found = []
             for index in range(number):
                 case, at = Case.unpack(engine.isa, data, at)
-                progress[:8] = struct.pack("<II", index, 1)
+                progress[:8] = TWO.pack(index, 1)
                 outcome = engine.run(case)
                 if outcome.status == "timeout":  # or the one before was stopped too late, and this one in its place
                     outcome = engine.run(case)
                 found.append(outcome.pack())
-            progress[4:8] = NOW.pack(0)
+            progress[:8] = IDLE
             answer = b"".join(found)
             outcomes.write(HEAD.pack(len(answer), number) + answer)
             outcomes.flush()
@@ -220,7 +248,7 @@ def _watch(engine: Engine, progress: mmap.mmap) -> None:
     while True:
         time.sleep(PATIENCE)
         now = progress[:8]
-        if now == before and now[4:8] != b"\0\0\0\0":
+        if now == before and now != IDLE:
             try:
                 engine.stop()
             except NotImplementedError:

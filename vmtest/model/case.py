@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from vmtest.errors import UsageError
 from vmtest.model.isa import CODE, DATA_SIZE, PAGE, Isa, isa
@@ -98,8 +98,7 @@ class Case:
 STATUSES = ("ok", "exception", "unsupported", "timeout", "died")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a case went.
 
     ``status`` is "ok" (it came to its end), "exception", "unsupported" (the executor cannot run it, which says nothing
@@ -122,31 +121,33 @@ class Outcome:
 
     def pack(self) -> bytes:
         """As bytes, of which those who know the instruction set can make it again."""
-        told = (self.vector, self.error, self.address, self.end)
-        known = sum(1 << bit for bit, value in enumerate(told) if value is not None)
-        index = STATUSES.index(self.status)
-        head = _OUTCOME.pack(index | self.signal << 3, known, *(value or 0 for value in told), len(self.writes))
-        body = self.state if index < 2 else b""
-        return head + body + b"".join(_PATCH.pack(at, len(data)) + data for at, data in self.writes)
+        status, state, writes, end, vector, error, address, signal = self
+        known = (vector is not None) | (error is not None) << 1 | (address is not None) << 2 | (end is not None) << 3
+        index = STATUSES.index(status)
+        told = (vector or 0, error or 0, address or 0, end or 0)
+        head = _OUTCOME.pack(index | signal << 3, known, *told, len(writes)) + (state if index < 2 else b"")
+        return head + b"".join([_PATCH.pack(at, len(data)) + data for at, data in writes]) if writes else head
 
     @classmethod
-    def unpack(cls, row: Isa, data: bytes, at: int) -> tuple[Self, int]:
+    def unpack(cls, row: Isa, data: bytes, at: int) -> tuple[Outcome, int]:
         """The outcome whose bytes begin ``at``, and where they end."""
-        index, known, *numbers, patches = _OUTCOME.unpack_from(data, at)
-        vector, error, address, end = (value if known >> bit & 1 else None for bit, value in enumerate(numbers))
+        index, known, vector, error, address, end, patches = _OUTCOME.unpack_from(data, at)
         at += _OUTCOME.size
         index, signal = index & 7, index >> 3
-        size = row.size if index < 2 else 0
-        writes, after = _patches(data, at + size, patches)
+        after = at + (row.size if index < 2 else 0)
+        state = data[at:after]
+        writes: tuple[Patch, ...] = ()
+        if patches:
+            writes, after = _patches(data, after, patches)
         return cls(
-            status=STATUSES[index],
-            state=data[at : at + size],
-            writes=writes,
-            end=end,
-            vector=vector,
-            error=error,
-            address=address,
-            signal=signal,
+            STATUSES[index],
+            state,
+            writes,
+            end if known & 8 else None,
+            vector if known & 1 else None,
+            error if known & 2 else None,
+            address if known & 4 else None,
+            signal,
         ), after
 
     def as_dict(self, row: Isa) -> dict[str, Any]:
