@@ -6,6 +6,10 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import psutil
@@ -199,6 +203,36 @@ def test_random_bytes(name: str) -> None:
     assert [str(cases[n]) for n in settled if first[n] != second[n]] == []
     _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive
+
+
+KILLED = """
+import os, threading
+import psutil
+from vmtest.executors import EXECUTORS, executor
+from vmtest.model.case import Case
+endless = [Case.parse("x86_64 ebfe")] * 1000
+for name in {names}:
+    threading.Thread(target=executor(name, endless[0].isa).run, args=(endless,), daemon=True).start()
+while len(found := psutil.Process().children(recursive=True)) < {expected}:
+    pass
+print(*[process.pid for process in found])
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_workers_end_with_their_master() -> None:
+    """When the process that started them is killed workers end at once, in the middle of an endless case."""
+    names = [name for name in X86 if not import_module(EXECUTORS[name].module).lacks(isa("x86_64"))]
+    expected = len(names) + ("native" in names)  # which has the traced process below it
+    code = KILLED.format(names=names, expected=expected)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == expected, done
+    alive = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            alive.append(psutil.Process(pid))
+    assert not psutil.wait_procs(alive, timeout=10)[1]
 
 
 def test_worker_killed_from_outside() -> None:

@@ -33,9 +33,9 @@ class Engine(ABC):
     def run(self, case: Case) -> Outcome:
         """Run it from its first byte until it comes to its end, fails, or is stopped."""
 
+    @abstractmethod
     def stop(self) -> None:
-        """End what runs now, whose outcome is "timeout"; called by another thread. By default the worker is killed."""
-        raise NotImplementedError
+        """End what runs now, whose outcome is "timeout"; called by another thread, perhaps too late."""
 
 
 @dataclass(frozen=True, kw_only=True)

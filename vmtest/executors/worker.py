@@ -125,7 +125,15 @@ class Executor:
         except OSError:
             self._depth = 1
         numbers = (theirs_in, theirs_out, shared)
-        command = [sys.executable, "-P", "-m", __name__, self._row.module, self.isa.name, *map(str, numbers)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            __name__,
+            self._row.module,
+            self.isa.name,
+            *map(str, (*numbers, os.getpid())),
+        ]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -220,8 +228,8 @@ class Executor:
 # -- the worker's end ------------------------------------------------------------------------------------------------
 
 
-def _serve(engine: Engine, source: int, sink: int, progress: mmap.mmap) -> None:
-    threading.Thread(target=_watch, args=(engine, progress), daemon=True).start()
+def _serve(engine: Engine, source: int, sink: int, progress: mmap.mmap, parent: int) -> None:
+    threading.Thread(target=_watch, args=(engine, progress, parent), daemon=True).start()
     with os.fdopen(source, "rb") as cases, os.fdopen(sink, "wb") as outcomes:
         outcomes.write(HEAD.pack(0, READY))
         outcomes.flush()
@@ -242,26 +250,25 @@ def _serve(engine: Engine, source: int, sink: int, progress: mmap.mmap) -> None:
             outcomes.flush()
 
 
-def _watch(engine: Engine, progress: mmap.mmap) -> None:
-    """Stop the case that has been running since we last looked. Without it the executor kills us."""
+def _watch(engine: Engine, progress: mmap.mmap, parent: int) -> None:
+    """Stop the case that has been running since we last looked, and ourselves when who started us is gone."""
     before = b""
     while True:
         time.sleep(PATIENCE)
+        if os.getppid() != parent:  # and no parent-death signal: that comes when a thread of the parent's ends, too
+            os._exit(1)
         now = progress[:8]
         if now == before and now != IDLE:
-            try:
-                engine.stop()
-            except NotImplementedError:
-                return
+            engine.stop()
         before = now
 
 
 def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
-    module, name, source, sink, shared = sys.argv[1:]
+    module, name, source, sink, shared, parent = sys.argv[1:]
     progress = mmap.mmap(int(shared), mmap.PAGESIZE)
     engine: Engine = import_module(module).Engine(isa(name))
-    _serve(engine, int(source), int(sink), progress)
+    _serve(engine, int(source), int(sink), progress, int(parent))
 
 
 if __name__ == "__main__":
