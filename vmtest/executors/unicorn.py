@@ -29,7 +29,7 @@ _ARCHES = {
 
 def lacks(isa: Isa) -> str:
     """Why it cannot be had here, "" where it can."""
-    return "" if find_spec("unicorn") else "the package unicorn is missing (pip install 'pytest-vmtest[fuzz]')"
+    return "" if find_spec("unicorn") else "the package unicorn is missing (pip install unicorn)"
 
 
 class Engine(base.Engine):
