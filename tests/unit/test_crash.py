@@ -286,3 +286,14 @@ class TestFloods:
 def test_function_names_lose_what_the_compiler_added(symbol: str, name: str) -> None:
     """A function has one name whatever the compiler split it into."""
     assert function_name(symbol) == name
+
+
+def test_last_line_without_its_end() -> None:
+    """A report whose last line has come but for its newline is complete when it is flushed."""
+    panic = b"[    1.5] Kernel panic - not syncing: sysrq triggered crash\r\n[    1.6] Call Trace:\r\n"
+    last = b"[    1.7] ---[ end Kernel panic - not syncing: sysrq triggered crash ]---"
+    for cut in range(len(last) + 1):
+        scanner = CrashScanner()
+        found = scanner.feed(panic + last[:cut])
+        assert [report.kind for report in found + scanner.flush()] == ["panic"], last[:cut]
+        assert not scanner.pending

@@ -153,7 +153,8 @@ class CrashScanner:
                 self._piece(self._carry, self._offset, out)
                 self._offset += len(self._carry)
                 self._carry, self._mid = b"", True
-            self._close(out)
+            if self._open is not None:  # unless that was the line which ends it
+                self._close(out)
         self._aftermath = 0
         return out
 
