@@ -290,8 +290,8 @@ def test_function_names_lose_what_the_compiler_added(symbol: str, name: str) -> 
 
 def test_last_line_without_its_end() -> None:
     """A report whose last line has come but for its newline is complete when it is flushed."""
-    panic = b"[    1.5] Kernel panic - not syncing: sysrq triggered crash\r\n[    1.6] Call Trace:\r\n"
-    last = b"[    1.7] ---[ end Kernel panic - not syncing: sysrq triggered crash ]---"
+    panic = b"[    1.500000] Kernel panic - not syncing: sysrq triggered crash\r\n[    1.600000] Call Trace:\r\n"
+    last = b"[    1.700000] ---[ end Kernel panic - not syncing: sysrq triggered crash ]---"
     for cut in range(len(last) + 1):
         scanner = CrashScanner()
         found = scanner.feed(panic + last[:cut])
