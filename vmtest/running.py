@@ -132,10 +132,7 @@ class Running:
             ram=self.ram,
             incoming=self._incoming,
         )
-        machine = self._started_as
-        if self._reset_ends_qemu:  # it never boots: QEMU need not read what it would
-            machine = replace(machine, kernel=None, initrd=None, append="")
-        command = argv(machine, wiring, binary=str(self._qemu.path), sandbox=self._qemu.sandbox)
+        command = argv(self._started_as, wiring, binary=str(self._qemu.path), sandbox=self._qemu.sandbox)
         self.process = Process(
             (*command, "-no-reboot") if self._reset_ends_qemu else command,
             stderr=self._directory / "qemu.stderr",

@@ -247,7 +247,8 @@ def test_running_programs_do_not_draw_the_same(boot: Boot, smp: int) -> None:
         lines = guest.run(f"until grep -q 'draw {last + 200} ' /tmp/draws; do sleep 0.01; done; cat /tmp/draws").stdout
         drawn.append({int(n): draw for n, draw in re.findall(r"draw (\d+) (\S{36})\n", lines)})
     (first, second), numbers = drawn, range(10000001, last + 200)
-    assert [n for n in numbers if first[n] == second[n] and n > last] == []
+    # It may have been held when it had drawn the next one already, and not yet written it down.
+    assert {n for n in numbers if first[n] == second[n] and n > last} <= {last + 1}
     assert [n for n in numbers if first[n] != second[n] and n <= last] == []
 
 
@@ -263,10 +264,10 @@ def test_held_programs_stand_still(boot: Boot, smp: int) -> None:
             pass  # what the serial port still held
         assert not guest._running.verdict.wait(0.2)
         assert guest.console.total == before
-    with guest._running._changed:
-        guest._running._changed.wait_for(lambda: guest.console.total > before, 10)
+    patience = Deadline(10)
+    while guest.console.total == before and not patience.expired:
+        assert guest.run("echo answers").stdout == "answers\n"
     assert guest.console.total > before
-    assert guest.run("echo answers").stdout == "answers\n"
 
 
 def test_named_snapshot_that_is_not_waited_for(guest: vmtest.Guest) -> None:
