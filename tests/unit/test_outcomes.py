@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmtest.compare.outcomes import aspects, verdict
-from vmtest.compare.x86 import disassembly, undefined_flags
+from vmtest.forms.x86 import disassembly, undefined_flags
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import CODE, PAGE
 from vmtest.report.insn import side_by_side

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from vmtest.compare import x86
+from vmtest.forms import x86
 from vmtest.model.case import Case, Outcome
 
 __all__ = ["Aspect", "aspects", "verdict"]

@@ -20,12 +20,14 @@ EXECUTORS: dict[str, Row] = {
             what="the Unicorn library: TCG of QEMU 5.0 without a machine around it",
             module="vmtest.executors.unicorn",
             isas=("x86_64", "aarch64", "riscv64"),
+            blind=("avx", "x87"),
         ),
         Row(
             name="native",
             what="the CPU itself, in a traced process with nothing else in it, where no system call gets through",
             module="vmtest.executors.native",
             isas=("x86_64",),
+            blind=("avx", "x87"),
             # Else the kernel writes to a thread's rseq area, which is unmapped with all else.
             environment=(("GLIBC_TUNABLES", "glibc.pthread.rseq=0"),),
         ),
@@ -34,6 +36,7 @@ EXECUTORS: dict[str, Row] = {
             what="/dev/kvm by itself, without QEMU, in ring 0",
             module="vmtest.executors.kvm",
             isas=("x86_64",),
+            blind=("avx", "x87"),
         ),
     )
 }

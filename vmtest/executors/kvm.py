@@ -175,7 +175,11 @@ class Engine(base.Engine):
         if vectors:
             self._do(self._vcpu, _GET_XSAVE, self._xsave)
             area = self._xsave.raw
-            rest = area[_FXSAVE_XMM : _FXSAVE_XMM + 256] + area[_FXSAVE_MXCSR : _FXSAVE_MXCSR + 4]
+            rest = (
+                area[_FXSAVE_XMM : _FXSAVE_XMM + 256]
+                + area[_FXSAVE_MXCSR : _FXSAVE_MXCSR + 4]
+                + began[self._mxcsr.stop :]
+            )
         return Outcome(
             status="ok" if vector is None else "exception",
             state=b"".join(general) + rest,

@@ -167,20 +167,21 @@ class Engine(base.Engine):
             return Outcome(status="died", signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
         if self._stopped and os.WSTOPSIG(status) == signal.SIGSTOP:
             return Outcome(status="timeout")
-        return self._outcome(os.WSTOPSIG(status), before, None if vectors else state[self._vectors.start :])
+        return self._outcome(os.WSTOPSIG(status), before, state, vectors)
 
-    def _outcome(self, number: int, before: bytes, vectors: bytes | None) -> Outcome:
-        """``vectors`` is what their registers still hold, None where that is to be read."""
+    def _outcome(self, number: int, before: bytes, began: bytes, vectors: bool) -> Outcome:
         self._call(_GETREGS, self._regs)
         self._call(_GETSIGINFO, self._info)
         _, _, code, address = _SIGINFO.unpack_from(self._info)
         regs = self._regs.raw
         general = [regs[place] for place in self._general]
         general[-1] = _U64.pack(_U64.unpack(general[-1])[0] & ~self._fixed[0] | self._fixed[1])
-        if vectors is None:
+        rest = began[self._vectors.start :]
+        if vectors:
             self._call(_GETFPREGS, self._fp)
             fp = self._fp.raw
-            vectors = fp[_FXSAVE_XMM : _FXSAVE_XMM + 256] + fp[_FXSAVE_MXCSR : _FXSAVE_MXCSR + 4]
+            rest = fp[_FXSAVE_XMM : _FXSAVE_XMM + 256] + fp[_FXSAVE_MXCSR : _FXSAVE_MXCSR + 4]
+            rest += began[self._mxcsr.stop :]
         end = _U64.unpack_from(regs, _RIP)[0]
         vector = _VECTORS.get((number, code))
         came_to_its_end = (vector, end, address) == (14, CODE + PAGE, CODE + PAGE)
@@ -190,7 +191,7 @@ class Engine(base.Engine):
             return Outcome(status="unsupported")
         return Outcome(
             status="ok" if came_to_its_end else "exception",
-            state=b"".join(general) + vectors,
+            state=b"".join(general) + rest,
             writes=differences(before, bytes(self._data)),
             end=end,
             vector=None if came_to_its_end else vector,

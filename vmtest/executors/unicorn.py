@@ -54,12 +54,13 @@ class Engine(base.Engine):
         self._drop = unicorn.UC_CTL_IO_WRITE << 30 | 2 << 26 | unicorn.UC_CTL_TB_REMOVE_CACHE
         ranges = ((CODE, CODE + PAGE), (DATA, DATA + DATA_SIZE))
         self._windows = [(ctypes.c_uint64(start), ctypes.c_uint64(end)) for start, end in ranges]
-        numbers = [getattr(const, prefix + names.get(r.name, r.name.upper())) for r in isa.registers]
+        told = [register for register in isa.registers if not register.group]
+        numbers = [getattr(const, prefix + names.get(r.name, r.name.upper())) for r in told]
         self._ids = (ctypes.c_int * len(numbers))(*numbers)
         # The library reads and writes each register where its pointer says, which is its place in a state.
         self._buffer = ctypes.create_string_buffer(isa.size + 8)
         start = ctypes.addressof(self._buffer)
-        self._places = (ctypes.c_void_p * len(numbers))(*(start + p.start for p in isa.places.values()))
+        self._places = (ctypes.c_void_p * len(numbers))(*(start + isa.places[r.name].start for r in told))
         self._number = len(numbers)
         self._pc = getattr(const, prefix + pc)
         self._pc_value = ctypes.c_uint64()

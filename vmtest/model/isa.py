@@ -21,11 +21,14 @@ DATA_SIZE = 2 * PAGE
 
 @dataclass(frozen=True, kw_only=True)
 class Register:
-    """``size`` is in bytes. ``value`` is what it holds where a case says nothing."""
+    """``size`` is in bytes. ``value`` is what it holds where a case says nothing. ``group`` is what an executor has, or
+    has not, all of: "avx" or "x87", "" for what each has.
+    """
 
     name: str
     size: int
     value: int = 0
+    group: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +92,22 @@ class Isa:
         }
 
 
-def _row(text: str, size: int) -> tuple[Register, ...]:
-    return tuple(Register(name=name, size=size) for name in text.split())
+def _row(text: str, size: int, group: str = "") -> tuple[Register, ...]:
+    return tuple(Register(name=name, size=size, group=group) for name in text.split())
 
 
 _STACK = DATA + PAGE
 _X86_GENERAL = "rax rcx rdx rbx rsp rbp rsi rdi"
 _XMM = " ".join(f"xmm{number}" for number in range(16))
+_YMM = " ".join(f"ymm{number}h" for number in range(16))  # the upper halves
+# As FXSAVE has them (Intel SDM, volume 1, section 10.5.1): the tags are a bit a register, 0 for empty, and st0 is the
+# top of the stack. MMX registers are the low 8 bytes of st0 to st7.
+_X87 = (
+    Register(name="fcw", size=2, value=0x37F, group="x87"),
+    *_row("fsw", 2, "x87"),
+    *_row("ftw", 1, "x87"),
+    *_row(" ".join(f"st{number}" for number in range(8)), 10, "x87"),
+)
 # TF, IOPL, NT, RF, VM, AC, VIF, VIP, ID and the reserved ones: not a program's, or they end the run. IF is on.
 _EFLAGS = {"rflags": (~0xCD5 & (1 << 64) - 1, 0x202)}
 
@@ -115,6 +127,8 @@ ISAS: dict[str, Isa] = {
                 Register(name="rflags", size=8, value=0x202),
                 *_row(_XMM, 16),
                 Register(name="mxcsr", size=4, value=0x1F80),
+                *_row(_YMM, 16, "avx"),
+                *_X87,
             ),
         ),
         Isa(

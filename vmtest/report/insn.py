@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tabulate import tabulate
 
-from vmtest.compare import x86
+from vmtest.forms import x86
 from vmtest.compare.outcomes import Aspect, aspects, verdict
 from vmtest.model.case import Case, Outcome
 
