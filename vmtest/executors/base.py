@@ -41,8 +41,8 @@ class Engine(ABC):
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """An executor's row in EXECUTORS. ``module`` has its class Engine, and ``lacks(isa)``, which says why it cannot be
-    had here and what to do, "" where it can. ``environment`` is what its worker process is started with. ``blind`` are the groups of registers
-    (Register.group) that it neither sets nor tells.
+    had here and what to do, "" where it can. ``environment`` is what its worker process is started with. ``blind`` are
+    the groups of registers (Register.group) that it neither sets nor tells.
     """
 
     name: str

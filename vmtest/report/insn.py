@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from tabulate import tabulate
 
-from vmtest.forms import x86
 from vmtest.compare.outcomes import Aspect, aspects, verdict
+from vmtest.forms import x86
 from vmtest.model.case import Case, Outcome
 
 __all__ = ["side_by_side"]
