@@ -61,7 +61,7 @@ fi
 endef
 
 # The agent is compiled when the package is installed, so its source is among what an installation depends on.
-$(VENV)/.installed: pyproject.toml hatch_build.py images/_agent/agent.c
+$(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard images/_*/*.[chS])
 	@echo "== Python environment in $(VENV)"
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "vmtest needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)

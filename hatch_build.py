@@ -1,4 +1,4 @@
-"""Compile the guest agent for every architecture before the package is put together."""
+"""Compile the programs that are not Python before the package is put together: each for the machines it runs on."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-TARGETS = ("x86_64", "aarch64", "riscv64")
-# No libc: the agent makes its own system calls, so that 0.1 s compiles all targets (musl would take 90 s).
+# Sources in images/, and what each is compiled for: the output is beside it, its suffix the target.
+PROGRAMS = {
+    "_agent/agent.c": ("x86_64", "aarch64", "riscv64"),
+}
+# No libc: they make their own system calls, so that 0.1 s compiles all targets (musl would take 90 s).
 FLAGS = "-std=c11 -Os -Wall -Wextra -Werror -ffreestanding -nostdlib -static -s -fno-stack-protector".split()  # noqa: SIM905
 FLAGS += ["-fno-sanitize=all", "-fno-builtin"]
 
 
-class AgentBuildHook(BuildHookInterface[Any]):
+class ProgramsBuildHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":  # the sdist ships the source only
             return
-        source = Path(self.root, "images", "_agent", "agent.c")
-        for target in TARGETS:
-            output = source.with_name(f"agent.{target}")
-            command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{target}-linux-none", *FLAGS]
-            subprocess.run([*command, "-o", str(output), str(source)], check=True)
-            self.app.display_info(f"compiled {output.name} ({output.stat().st_size} bytes)")
+        for name, targets in PROGRAMS.items():
+            source = Path(self.root, "images", name)
+            for target in targets:
+                output = source.with_suffix(f".{target}")
+                command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{target}-linux-none", *FLAGS]
+                subprocess.run([*command, "-o", str(output), str(source)], check=True)
+                self.app.display_info(f"compiled {output.name} ({output.stat().st_size} bytes)")
         if version == "standard":  # an editable installation reads images/ beside the package
             build_data["force_include"]["images"] = "vmtest/images/data"
