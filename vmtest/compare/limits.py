@@ -16,8 +16,8 @@ __all__ = ["LIMITS", "Limit", "limit"]
 @dataclass(frozen=True, kw_only=True)
 class Limit:
     """``executor`` does not do ``what``; "" is for any, where the manuals leave it open or differ. It shows as a
-    difference of ``kind``; ``cause`` is what of the case leads to it (Forms.causes), ``vectors`` the exceptions that the
-    other one raises for it.
+    difference of ``kind``; ``cause`` is what of the case leads to it (Forms.causes), ``vectors`` the exceptions that
+    the other one raises for it.
     """
 
     executor: str

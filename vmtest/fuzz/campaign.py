@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
@@ -44,10 +44,13 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Report:
-    """What has come of it so far. ``findings`` are by cluster, ``new`` the ones that ``known`` does not hold."""
+    """What has come of it so far. ``executors`` is what each of them is. ``findings`` are by cluster, ``new`` the ones that
+    ``known`` does not hold.
+    """
 
     plan: Plan
     survey: Survey
+    executors: Mapping[str, str]
     known: frozenset[Key] = frozenset()
     seconds: float = 0.0
     compared: int = 0
@@ -100,18 +103,24 @@ class Report:
 def prepare(plan: Plan, known: frozenset[Key] = frozenset()) -> Report:
     """Find what the executors can be compared on. Raises UsageError and HostError."""
     with fleet(plan.executors, isa(plan.isa)) as several:
-        found = survey(several, plan.names)
-    return Report(plan=replace(plan, names=found.names), survey=found, known=known)
+        found, executors = survey(several, plan.names), dict(several.descriptions)
+    return Report(plan=replace(plan, names=found.names), survey=found, executors=executors, known=known)
 
 
 def run(
-    plan: Plan, known: frozenset[Key] = frozenset(), told: Callable[[Report, list[Finding]], None] | None = None
+    plan: Plan,
+    known: frozenset[Key] = frozenset(),
+    told: Callable[[Report, list[Finding]], None] | None = None,
+    begun: Callable[[Report], None] | None = None,
 ) -> Report:
-    """Fuzz, and call ``told`` after each chunk with what is new. ``known`` are clusters that are accepted.
+    """Fuzz. ``begun`` is called when it is known what can be, ``told`` after each chunk with what is new. ``known`` are
+    clusters that are accepted.
 
     Ctrl-C ends it as its time does. Raises UsageError and HostError.
     """
     report = prepare(plan, known)
+    if begun:
+        begun(report)
     began = time.monotonic()
 
     def is_over(number: int) -> bool:
