@@ -33,7 +33,7 @@ def fuzz() -> None:
 @click.option("--seed", metavar="N", type=int, help="the same seed makes the same cases  [drawn, and printed]")
 @click.option("--forms", metavar="PATTERNS", help='only these, by name or extension: "*cmpxchg*,BMI2"  [all]')
 @click.option("--length", metavar="N", type=int, default=1, help="instructions that a case has at most  [1]")
-@click.option("--sources", metavar="NAMES", help="of forms, bytes, mutants  [all]")
+@click.option("--sources", metavar="NAMES", help="of forms, bytes, mutants  [all; with --forms, those]")
 @click.option("--corpus", metavar="FILE", type=Path, help="cases to mutate, a line each")
 @click.option("--findings", metavar="DIR", type=Path, default=Path("findings"), help="where they go  [findings]")
 @click.option("--baseline", metavar="FILE", type=Path, help="clusters that are accepted: only others make it fail")
@@ -92,7 +92,7 @@ def insn(
         seconds=SECONDS if seconds is None and cases is None else seconds,
         cases=cases,
         length=length,
-        sources=_sources(sources, SOURCES),
+        sources=_sources(sources or ("forms" if forms else None), SOURCES),
         corpus=_corpus(corpus, row.name),
         jobs=jobs,
     )

@@ -82,7 +82,7 @@ def list_() -> None:
 
 def names_of(said: str | None, isa_name: str, qemus: Sequence[str] = ()) -> list[str]:
     """The executors that were asked for, or all that can be had and are fast. Raises UsageError where that is none."""
-    from vmtest.executors import EXECUTORS
+    from vmtest.executors import EXECUTORS, available
 
     more = [f"qemu:{path}" for path in qemus]
     if said is not None:
@@ -90,7 +90,7 @@ def names_of(said: str | None, isa_name: str, qemus: Sequence[str] = ()) -> list
         if not names:
             raise UsageError("--executors names none", hint=f"known: {', '.join(EXECUTORS)}")
         return list(dict.fromkeys(names + more))
-    names = [name for name, row in EXECUTORS.items() if isa_name in row.isas and not _lacks(name)]
+    names = available(isa_name)
     if not names:
         raise HostError(f"no executor for {isa_name} can be had here", hint="vmtest insn list")
     return names + more

@@ -6,14 +6,16 @@ A newcomer is a file with an Engine, and a row here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
 from vmtest.errors import UsageError
 from vmtest.executors.base import Row
 from vmtest.executors.fleet import Fleet
 from vmtest.executors.worker import Executor
 from vmtest.model.isa import Isa
+from vmtest.model.isa import isa as isa_of
 
-__all__ = ["EXECUTORS", "Executor", "Fleet", "executor", "fleet"]
+__all__ = ["EXECUTORS", "Executor", "Fleet", "available", "executor", "fleet"]
 
 EXECUTORS: dict[str, Row] = {
     row.name: row
@@ -58,6 +60,12 @@ def executor(name: str, isa: Isa) -> Executor:
         able = [other.name for other in EXECUTORS.values() if isa.name in other.isas]
         raise UsageError(f"{name} does not run {isa.name}", hint=f"these do: {', '.join(able)}")
     return Executor(row, isa)
+
+
+def available(isa_name: str) -> list[str]:
+    """The executors that can run an instruction set on this host, and fast enough for many cases."""
+    able = [row for row in EXECUTORS.values() if isa_name in row.isas and row.bulk]
+    return [row.name for row in able if not import_module(row.module).lacks(isa_of(isa_name))]
 
 
 def fleet(names: Sequence[str], isa: Isa) -> Fleet:

@@ -43,7 +43,7 @@ class Row:
     """An executor's row in EXECUTORS. ``module`` has its class Engine, and ``lacks(isa)``, which says why it cannot be
     had here and what to do, "" where it can. ``environment`` is what its worker process is started with. ``blind`` are
     the groups of registers (Register.group) that it neither sets nor tells. ``rank`` is whom to believe where two
-    differ: the lower one.
+    differ: the lower one. ``bulk`` says that it runs cases by the thousand, and is taken where none is named.
     """
 
     name: str
@@ -52,4 +52,5 @@ class Row:
     isas: Sequence[str]
     blind: tuple[str, ...] = ()
     rank: int = 5
+    bulk: bool = True
     environment: tuple[tuple[str, str], ...] = ()
