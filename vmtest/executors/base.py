@@ -41,7 +41,8 @@ class Engine(ABC):
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """An executor's row in EXECUTORS. ``module`` has its class Engine, and ``lacks(isa)``, which says why it cannot be
-    had here and what to do, "" where it can. ``environment`` is what its worker process is started with. ``blind`` are
+    had here and what to do, "" where it can. Where it ``is_program`` the module has no Engine but ``program(isa)``, the
+    path of an executable that is a worker by itself: images/_executors/native.c says how. ``environment`` is what its worker process is started with. ``blind`` are
     the groups of registers (Register.group) that it neither sets nor tells.
     """
 
@@ -49,5 +50,6 @@ class Row:
     what: str
     module: str
     isas: Sequence[str]
+    is_program: bool = False
     blind: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()

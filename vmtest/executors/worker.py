@@ -125,15 +125,11 @@ class Executor:
         except OSError:
             self._depth = 1
         numbers = (theirs_in, theirs_out, shared)
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            __name__,
-            self._row.module,
-            self.isa.name,
-            *map(str, (*numbers, os.getpid())),
-        ]
+        if self._row.is_program:
+            command = [str(import_module(self._row.module).program(self.isa)), str(self.isa.size)]
+        else:
+            command = [sys.executable, "-P", "-m", __name__, self._row.module, self.isa.name]
+        command += map(str, (*numbers, os.getpid()))
         try:
             self._process = subprocess.Popen(
                 command,
