@@ -24,7 +24,12 @@ def uses_vectors(case: Case) -> bool:
 
 
 class Engine(ABC):
-    """Runs cases of one instruction set. It is made in a worker process, and may take that down with it."""
+    """Runs cases of one instruction set. It is made in a worker process, and may take that down with it.
+
+    ``survives_fork``: it can be made once, ahead, and each worker process is then forked from there.
+    """
+
+    survives_fork = False
 
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
@@ -41,9 +46,10 @@ class Engine(ABC):
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """An executor's row in EXECUTORS. ``module`` has its class Engine, and ``lacks(isa)``, which says why it cannot be
-    had here and what to do, "" where it can. Where it ``is_program`` the module has no Engine but ``program(isa)``, the
-    path of an executable that is a worker by itself: images/_executors/native.c says how. ``environment`` is what its worker process is started with. ``blind`` are
-    the groups of registers (Register.group) that it neither sets nor tells.
+    had here and what to do, "" where it can. Where it ``is_program`` the module has, in place of an Engine,
+    ``program(isa)``: the path of an executable that is a worker by itself, as images/_executors/native.c says.
+    ``environment`` is what its worker process is started with. ``blind`` are the groups of registers (Register.group)
+    that it neither sets nor tells.
     """
 
     name: str

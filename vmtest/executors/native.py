@@ -1,5 +1,5 @@
-"""The CPU itself: a program of ours (images/_executors/native.c) that runs cases in its own process, with nothing mapped
-but itself and the case's two windows, and lets no system call of theirs through.
+"""The CPU itself: a program of ours (images/_executors/native.c) runs the cases in its own process, where nothing is
+mapped but itself and the case's two windows, and lets no system call of theirs through.
 
 What the code may do is compute, fault, or loop until it is stopped. (And jump to the vsyscall page, where the host has
 that: it is refused there like any other call.)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
 import select
 import signal
+import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from vmtest.errors import HostError
 from vmtest.executors.base import Engine, Row
+from vmtest.executors.lives import BEGIN, CODE, lives
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import Isa, isa
 
@@ -50,12 +51,12 @@ class Executor:
         self.name = row.name
         self.isa = isa
         self.deaths = 0
-        self._row = row
-        self._process: subprocess.Popen[bytes] | None = None
+        self._alive = False
         self._depth = 1
         self._idle_deaths = 0
         if why := import_module(row.module).lacks(isa):
             raise HostError(f"the executor {row.name} cannot be had here: {why}")
+        self._lives = lives(row, isa)
 
     def run(self, cases: Sequence[Case]) -> list[Outcome]:
         """The outcomes of the cases, in their order. Raises HostError where the worker cannot be started."""
@@ -64,7 +65,7 @@ class Executor:
         sent = 0
         while len(outcomes) < len(cases):
             try:
-                if self._process is None:
+                if not self._alive:
                     self._start()
                 while len(under_way) < self._depth and sent < len(cases):
                     batch = cases[sent : sent + BATCH]
@@ -99,11 +100,8 @@ class Executor:
 
     def _bury(self) -> tuple[int | None, Outcome]:
         """Which case of its batch the worker has died of, None where it was idle, and how."""
-        assert self._process is not None
         culprit, busy = TWO.unpack(self._progress[:8])
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        code = self._process.wait()
+        code = self._lives.end()
         self._forget()
         if not busy:
             self._idle_deaths += 1
@@ -125,31 +123,18 @@ class Executor:
         except OSError:
             self._depth = 1
         numbers = (theirs_in, theirs_out, shared)
-        if self._row.is_program:
-            command = [str(import_module(self._row.module).program(self.isa)), str(self.isa.size)]
-        else:
-            command = [sys.executable, "-P", "-m", __name__, self._row.module, self.isa.name]
-        command += map(str, (*numbers, os.getpid()))
         try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=numbers,
-                env={**os.environ, **dict(self._row.environment)},
-                process_group=0,
-            )
+            self._lives.begin(numbers)
         finally:
             for number in numbers:
                 os.close(number)
-        self._deaf = False
+        self._alive, self._deaf = True, False
         try:
             _, ready = HEAD.unpack(self._receive(HEAD.size, START))
         except EOFError:
-            self._process.kill()
-            words = self._process.communicate()[1].decode(errors="replace").strip()
+            self._lives.end()
             self._forget()
+            words = self._lives.words()
             raise HostError(
                 f"the worker of the executor {self.name} does not come up", evidence={"its words": words[-4000:]}
             ) from None
@@ -197,20 +182,17 @@ class Executor:
         return data
 
     def _forget(self) -> None:
-        assert self._process is not None
-        assert self._process.stderr is not None
-        self._process.stderr.close()
         os.close(self._to)
         os.close(self._from)
         self._progress.close()
-        self._process = None
+        self._alive = False
 
     def close(self) -> None:
         """End the worker; a second time does nothing."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        if self._alive:
+            self._lives.end()
             self._forget()
+        self._lives.close()
 
     def __enter__(self) -> Self:
         return self
@@ -259,12 +241,54 @@ def _watch(engine: Engine, progress: mmap.mmap, parent: int) -> None:
         before = now
 
 
+def _live(make: Callable[[], Engine], descriptors: Sequence[int], parent: int) -> NoReturn:
+    """One life, to its end."""
+    source, sink, shared = descriptors
+    try:
+        _serve(make(), source, sink, mmap.mmap(shared, mmap.PAGESIZE), parent)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(1)
+
+
+def _end(child: int) -> int:
+    os.kill(child, signal.SIGKILL)  # which is nothing to what has ended, and is there until it has been waited for
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _fork(make: Callable[[], Engine], control: socket.socket, parent: int) -> None:
+    """A child for each life that is asked for, while who started us is there."""
+    child, us = 0, os.getpid()
+    poller = select.poll()
+    poller.register(control, select.POLLIN)
+    while os.getppid() == parent:
+        if not poller.poll(100):
+            continue
+        asked, descriptors, _, _ = socket.recv_fds(control, 1, 3)
+        if asked == BEGIN:
+            if not (child := os.fork()):
+                control.close()
+                _live(make, descriptors, us)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        elif asked:
+            control.sendall(CODE.pack(_end(child)))
+            child = 0
+        else:
+            break
+    if child:
+        _end(child)
+
+
 def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
-    module, name, source, sink, shared, parent = sys.argv[1:]
-    progress = mmap.mmap(int(shared), mmap.PAGESIZE)
-    engine: Engine = import_module(module).Engine(isa(name))
-    _serve(engine, int(source), int(sink), progress, int(parent))
+    module, name, control, parent = sys.argv[1:]
+    kind: type[Engine] = import_module(module).Engine
+    row = isa(name)
+    engine = kind(row) if kind.survives_fork else None
+    _fork(lambda: engine or kind(row), socket.socket(fileno=int(control)), int(parent))
 
 
 if __name__ == "__main__":
