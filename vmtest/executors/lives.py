@@ -1,7 +1,7 @@
 """How a worker comes to life, time and again, since cases kill it.
 
 A program starts in 2 ms. Python takes 100 ms with all that it imports: it does that once, and then forks a child for
-each life. Our end of that is here, and the other end in worker.py.
+each life. Our end of that is here, and the other end in forks.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BEGIN, END = b"b", b"e"
 """What is asked of the process that forks: with three descriptors a life that has them; to end it, which is answered by
 its exit code, less than zero for a signal."""
 CODE = struct.Struct("<i")
-_SERVER = "vmtest.executors.worker"
+_SERVER = "vmtest.executors.forks"
 _PATIENCE = 5.0
 
 
@@ -36,8 +36,7 @@ class Lives(ABC):
         self._row = row
         self._isa = isa
         self._process: subprocess.Popen[bytes] | None = None
-        # No pipe: it would fill up, and then block whoever writes to it, when a library has words for each death.
-        self._words = os.memfd_create("words", os.MFD_CLOEXEC)
+        self._words: int | None = None
 
     @abstractmethod
     def begin(self, descriptors: Sequence[int]) -> None:
@@ -49,13 +48,18 @@ class Lives(ABC):
 
     def words(self) -> str:
         """What it has said since it began."""
-        return os.pread(self._words, 1 << 20, 0).decode(errors="replace").strip()
+        return "" if self._words is None else os.pread(self._words, 1 << 20, 0).decode(errors="replace").strip()
 
     def close(self) -> None:
-        """End what there is, for good."""
-        os.close(self._words)
+        """End what there is; a second time does nothing."""
+        if self._words is not None:
+            os.close(self._words)
+        self._words = None
 
     def _hush(self) -> None:
+        if self._words is None:
+            # No pipe: that would fill up, and block whoever writes to it, where a library has words for each death.
+            self._words = os.memfd_create("words", os.MFD_CLOEXEC)
         os.truncate(self._words, 0)
         os.lseek(self._words, 0, os.SEEK_SET)
 

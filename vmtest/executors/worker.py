@@ -6,26 +6,22 @@ import fcntl
 import mmap
 import os
 import select
-import signal
-import socket
 import struct
-import sys
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Self
 
 from vmtest.errors import HostError
 from vmtest.executors.base import Engine, Row
-from vmtest.executors.lives import BEGIN, CODE, lives
+from vmtest.executors.lives import lives
 from vmtest.model.case import Case, Outcome
-from vmtest.model.isa import Isa, isa
+from vmtest.model.isa import Isa
 
-__all__ = ["Executor"]
+__all__ = ["Executor", "serve"]
 
 BATCH = 512
 """Cases that go to a worker at a time: when it dies, what it had run of them is run again."""
@@ -206,7 +202,8 @@ class Executor:
 # -- the worker's end ------------------------------------------------------------------------------------------------
 
 
-def _serve(engine: Engine, source: int, sink: int, progress: mmap.mmap, parent: int) -> None:
+def serve(engine: Engine, source: int, sink: int, progress: mmap.mmap, parent: int) -> None:
+    """Run what comes in, until no more does or who forked us is gone."""
     threading.Thread(target=_watch, args=(engine, progress, parent), daemon=True).start()
     with os.fdopen(source, "rb") as cases, os.fdopen(sink, "wb") as outcomes:
         outcomes.write(HEAD.pack(0, READY))
@@ -239,57 +236,3 @@ def _watch(engine: Engine, progress: mmap.mmap, parent: int) -> None:
         if now == before and now != IDLE:
             engine.stop()
         before = now
-
-
-def _live(make: Callable[[], Engine], descriptors: Sequence[int], parent: int) -> NoReturn:
-    """One life, to its end."""
-    source, sink, shared = descriptors
-    try:
-        _serve(make(), source, sink, mmap.mmap(shared, mmap.PAGESIZE), parent)
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-    os._exit(1)
-
-
-def _end(child: int) -> int:
-    os.kill(child, signal.SIGKILL)  # which is nothing to what has ended, and is there until it has been waited for
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def _fork(make: Callable[[], Engine], control: socket.socket, parent: int) -> None:
-    """A child for each life that is asked for, while who started us is there."""
-    child, us = 0, os.getpid()
-    poller = select.poll()
-    poller.register(control, select.POLLIN)
-    while os.getppid() == parent:
-        if not poller.poll(100):
-            continue
-        asked, descriptors, _, _ = socket.recv_fds(control, 1, 3)
-        if asked == BEGIN:
-            if not (child := os.fork()):
-                control.close()
-                _live(make, descriptors, us)
-            for descriptor in descriptors:
-                os.close(descriptor)
-        elif asked:
-            control.sendall(CODE.pack(_end(child)))
-            child = 0
-        else:
-            break
-    if child:
-        _end(child)
-
-
-def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
-    module, name, control, parent = sys.argv[1:]
-    kind: type[Engine] = import_module(module).Engine
-    row = isa(name)
-    engine = kind(row) if kind.survives_fork else None
-    _fork(lambda: engine or kind(row), socket.socket(fileno=int(control)), int(parent))
-
-
-if __name__ == "__main__":
-    _main()
