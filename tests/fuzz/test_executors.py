@@ -282,7 +282,7 @@ def test_executors_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HostError, match="the host's CPU is aarch64 and does not run x86_64"):
         executor("native", isa("x86_64"))
     broken = Row(name="broken", what="", module="vmtest.executors.unicorn", isas=(), environment=(("PYTHONPATH", "/"),))
-    monkeypatch.setattr("vmtest.executors.worker.sys.executable", "/bin/false")
+    monkeypatch.setattr("vmtest.executors.lives.sys.executable", "/bin/false")
     with pytest.raises(HostError, match="the worker of the executor broken does not come up"):
         Executor(broken, isa("x86_64")).run([Case.parse("x86_64 90")])
 

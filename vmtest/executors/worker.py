@@ -64,10 +64,10 @@ class Executor:
                 if not self._alive:
                     self._start()
                 while len(under_way) < self._depth and sent < len(cases):
-                    batch = cases[sent : sent + BATCH]
-                    self._send(batch)
-                    under_way.append(batch)
-                    sent += len(batch)
+                    number, packed = _pack(cases[sent : sent + BATCH])
+                    under_way.append(cases[sent : sent + number])
+                    sent += number
+                    self._send(packed)
                 outcomes += self._answer()
                 under_way.popleft()
             except EOFError:
@@ -88,10 +88,11 @@ class Executor:
         if before := batch[:culprit]:
             try:
                 self._start()
-                self._send(before)
-                found = self._answer()
+                while len(found) < len(before):
+                    self._send(_pack(before[len(found) :])[1])
+                    found += self._answer()
             except EOFError:  # it dies of what an earlier one has left behind
-                return self._recover(before)
+                return found + self._recover(before[len(found) :])
         return [*found, last]
 
     def _bury(self) -> tuple[int | None, Outcome]:
@@ -121,6 +122,9 @@ class Executor:
         numbers = (theirs_in, theirs_out, shared)
         try:
             self._lives.begin(numbers)
+        except OSError as error:
+            self._forget()
+            raise HostError(f"the worker of the executor {self.name} cannot be started: {error}") from None
         finally:
             for number in numbers:
                 os.close(number)
@@ -136,9 +140,8 @@ class Executor:
             ) from None
         assert ready == READY
 
-    def _send(self, batch: Sequence[Case]) -> None:
-        packed = b"".join([case.pack() for case in batch])
-        view = memoryview(HEAD.pack(len(packed), len(batch)) + packed)
+    def _send(self, packed: bytes) -> None:
+        view = memoryview(packed)
         while view:
             try:
                 view = view[os.write(self._to, view) :]
@@ -197,6 +200,15 @@ class Executor:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _pack(cases: Sequence[Case]) -> tuple[int, bytes]:
+    """How many of the cases are a batch, and its bytes. It is what a pipe has room for, lest both ends of it wait."""
+    pieces = [case.pack() for case in cases]
+    size = sum(map(len, pieces))
+    while size > ROOM // 2 - HEAD.size and len(pieces) > 1:
+        size -= len(pieces.pop())
+    return len(pieces), HEAD.pack(size, len(pieces)) + b"".join(pieces)
 
 
 # -- the worker's end ------------------------------------------------------------------------------------------------
