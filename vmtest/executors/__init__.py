@@ -29,13 +29,11 @@ EXECUTORS: dict[str, Row] = {
         ),
         Row(
             name="native",
-            what="the CPU itself, in a traced process with nothing else in it, where no system call gets through",
+            what="the CPU itself, in a process with nothing else in it, where no system call gets through",
             module="vmtest.executors.native",
             rank=0,
             isas=("x86_64",),
-            blind=("avx", "x87"),
-            # Else the kernel writes to a thread's rseq area, which is unmapped with all else.
-            environment=(("GLIBC_TUNABLES", "glibc.pthread.rseq=0"),),
+            is_program=True,
         ),
         Row(
             name="kvm",

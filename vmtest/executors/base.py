@@ -24,7 +24,12 @@ def uses_vectors(case: Case) -> bool:
 
 
 class Engine(ABC):
-    """Runs cases of one instruction set. It is made in a worker process, and may take that down with it."""
+    """Runs cases of one instruction set. It is made in a worker process, and may take that down with it.
+
+    ``survives_fork``: it can be made once, ahead, and each worker process is then forked from there.
+    """
+
+    survives_fork = False
 
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
@@ -41,15 +46,18 @@ class Engine(ABC):
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """An executor's row in EXECUTORS. ``module`` has its class Engine, and ``lacks(isa)``, which says why it cannot be
-    had here and what to do, "" where it can. ``environment`` is what its worker process is started with. ``blind`` are
-    the groups of registers (Register.group) that it neither sets nor tells. ``rank`` is whom to believe where two
-    differ: the lower one. ``bulk`` says that it runs cases by the thousand, and is taken where none is named.
+    had here and what to do, "" where it can. Where it ``is_program`` the module has, in place of an Engine,
+    ``program(isa)``: the path of an executable that is a worker by itself, as images/_executors/native.c says.
+    ``environment`` is what its worker process is started with. ``blind`` are the groups of registers (Register.group)
+    that it neither sets nor tells. ``rank`` is whom to believe where two differ: the lower one. ``bulk`` says that it
+    runs cases by the thousand, and is taken where none is named.
     """
 
     name: str
     what: str
     module: str
     isas: Sequence[str]
+    is_program: bool = False
     blind: tuple[str, ...] = ()
     rank: int = 5
     bulk: bool = True

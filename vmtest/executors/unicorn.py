@@ -35,6 +35,8 @@ def lacks(isa: Isa) -> str:
 class Engine(base.Engine):
     """One emulator for all cases. What the library keeps of one that could be seen by the next is taken back."""
 
+    survives_fork = True
+
     def __init__(self, isa: Isa) -> None:
         super().__init__(isa)
         import unicorn
