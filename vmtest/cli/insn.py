@@ -70,12 +70,16 @@ def run(
 
 @insn.command("list")
 def list_() -> None:
-    """List the executors, what each can run, and whether it can be had here."""
+    """List the executors, what each can run, and what it is here, or why it cannot be had."""
     from tabulate import tabulate
 
     from vmtest.executors import EXECUTORS
+    from vmtest.model.isa import isa
 
-    rows = [(row.name, row.what, " ".join(row.isas), _lacks(name) or "yes") for name, row in EXECUTORS.items()]
+    rows = []
+    for name, row in EXECUTORS.items():
+        here = _lacks(name) or str(import_module(row.module).describes(isa(row.isas[0])))
+        rows.append((name, row.what, " ".join(row.isas), here))
     click.echo(tabulate(rows, headers=("executor", "what", "runs", "here")))
 
 

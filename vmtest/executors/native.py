@@ -17,10 +17,11 @@ from typing import Any
 
 from vmtest.executors import base
 from vmtest.host import host_arch
+from vmtest.host.cpu import model
 from vmtest.model.case import Case, Outcome, differences
 from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa
 
-__all__ = ["Engine", "lacks"]
+__all__ = ["Engine", "describes", "lacks"]
 
 # sys/ptrace.h, sys/user.h and asm-generic/siginfo.h of Linux on x86-64.
 _TRACEME, _GETREGS, _SETREGS, _GETFPREGS, _SYSEMU, _GETSIGINFO = 0, 12, 13, 14, 31, 0x4202
@@ -58,6 +59,11 @@ def lacks(isa: Isa) -> str:
     if host_arch() != isa.name:
         return f"the host's CPU is {host_arch()} and does not run {isa.name}"
     return ""
+
+
+def describes(isa: Isa) -> str:
+    """Which CPU this is."""
+    return model()
 
 
 class Engine(base.Engine):
