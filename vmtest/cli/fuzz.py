@@ -26,7 +26,7 @@ def fuzz() -> None:
 
 @fuzz.command()
 @click.option("--isa", "isa_name", metavar="ISA", default="x86_64", help="the instruction set  [x86_64]")
-@click.option("--executors", metavar="NAMES", help="two or more, with commas  [all that can run it here]")
+@click.option("--executors", metavar="NAMES", help="two or more, with commas  [the fast ones that can run it here]")
 @click.option("--qemu", "qemus", metavar="BINARY", multiple=True, help="add the executor qemu:BINARY; more than once")
 @click.option("--time", "seconds", metavar="SECONDS", type=float, help=f"how long  [{SECONDS:g}, without --cases]")
 @click.option("--cases", metavar="N", type=int, help="how many cases, rounded up to a whole chunk")
@@ -74,7 +74,7 @@ def insn(
     from vmtest.report.progress import shown
 
     row = isa(isa_name)
-    names = names_of(executors, row.name, qemus)
+    names = names_of(executors, row.name, qemus, bulk=True)
     if len(names) < 2:
         raise UsageError(f"there is nothing to compare {names[0]} with", hint="--executors with two names or more")
     for option, value in (("--time", seconds), ("--cases", cases), ("--length", length), ("--jobs", jobs)):

@@ -43,26 +43,40 @@ EXECUTORS: dict[str, Row] = {
             isas=("x86_64",),
             blind=("avx", "x87"),
         ),
+        Row(
+            name="qemu",
+            what="a whole QEMU under TCG, in user mode; any version of it by qemu:PATH",
+            module="vmtest.executors.qemu",
+            isas=("x86_64",),
+            argument="the path of a qemu-system binary",
+            rank=4,
+            bulk=False,
+        ),
     )
 }
 
 
 def executor(name: str, isa: Isa) -> Executor:
-    """The executor of that name for an instruction set. Raises UsageError where there is none, HostError where
-    this host cannot have it.
+    """The executor of that name for an instruction set; NAME:ARGUMENT where it takes one, such as a path.
+
+    Raises UsageError where there is none, HostError where this host cannot have it.
     """
-    row = EXECUTORS.get(name)
+    plain, colon, argument = name.partition(":")
+    row = EXECUTORS.get(plain)
     if row is None:
-        raise UsageError(f"unknown executor {name!r}", hint=f"known: {', '.join(EXECUTORS)}")
+        raise UsageError(f"unknown executor {plain!r}", hint=f"known: {', '.join(EXECUTORS)}")
+    if colon and not (row.argument and argument):
+        takes = f"it takes {row.argument}: {plain}:ARGUMENT" if row.argument else f"{plain} takes no argument"
+        raise UsageError(f"{name!r} is no executor", hint=takes)
     if isa.name not in row.isas:
         able = [other.name for other in EXECUTORS.values() if isa.name in other.isas]
-        raise UsageError(f"{name} does not run {isa.name}", hint=f"these do: {', '.join(able)}")
-    return Executor(row, isa)
+        raise UsageError(f"{plain} does not run {isa.name}", hint=f"these do: {', '.join(able)}")
+    return Executor(row, isa, argument)
 
 
-def available(isa_name: str) -> list[str]:
-    """The executors that can run an instruction set on this host, and fast enough for many cases."""
-    able = [row for row in EXECUTORS.values() if isa_name in row.isas and row.bulk]
+def available(isa_name: str, *, bulk: bool = False) -> list[str]:
+    """The executors that can run an instruction set on this host; those fast enough for many cases, with ``bulk``."""
+    able = [row for row in EXECUTORS.values() if isa_name in row.isas and (row.bulk or not bulk)]
     return [row.name for row in able if not import_module(row.module).lacks(isa_of(isa_name))]
 
 

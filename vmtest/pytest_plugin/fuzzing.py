@@ -101,7 +101,7 @@ class Executors:
         from vmtest.executors import available
 
         said = names.split(",") if isinstance(names, str) else list(names)
-        found = [name.strip() for name in said if name.strip()] or available(isa)
+        found = [name.strip() for name in said if name.strip()] or available(isa, bulk=True)
         if len(found) < least:
             if names:
                 raise UsageError(f"there is nothing to compare {found} with")
