@@ -15,6 +15,9 @@ Options:
 - ``?Rn=Rt,Rn!=31``: where all of that holds the manual calls it unpredictable.
 - ``@simm:8``: how it reaches memory, and how many bytes; ``@branch``: where it goes. See the tables' own files.
 - ``!why``: it is not made unless it is asked for; the table says what the word stands for.
+- ``+fp16``: it needs that extension, too.
+
+A line with alternatives in braces is a row for each: ``add_{w|x} {0|1} 00`` are ``add_w 0 00`` and ``add_x 1 00``.
 
 Of two rows that fit, that with more fixed bits counts.
 """
@@ -72,20 +75,25 @@ class Field:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A form. ``size`` is in bytes, ``access`` what its ``@`` says, ``banned`` what its ``!`` says, "" for nothing."""
+    """A form. ``size`` is in bytes, ``access`` what its ``@`` says, ``banned`` what its ``!`` says, "" for nothing.
+
+    ``refused`` is what a word must not be, ``wanted`` of what it must be one each, ``terms`` what must hold for it;
+    ``odd`` is what makes it unpredictable, of which ``should`` is what bits should be.
+    """
 
     name: str
     size: int
     mask: int
     match: int
     fields: Mapping[str, Field]
-    feature: str = ""
+    features: frozenset[str] = frozenset()
     access: str = ""
     banned: str = ""
     refused: tuple[Bits, ...] = ()
     wanted: tuple[tuple[Bits, ...], ...] = ()
     terms: tuple[Term, ...] = ()
     odd: tuple[tuple[Term, ...], ...] = ()
+    should: tuple[Bits, ...] = ()
     tweaks: tuple[tuple[Bits, ...], ...] = field(default=(), repr=False)
 
     def fits(self, word: int) -> bool:
@@ -111,6 +119,8 @@ class Row:
             for choices in self.wanted:
                 mask, value = choices[int(random.random() * len(choices))]
                 word = word & ~mask | value
+            for mask, value in self.should:
+                word = word & ~mask | value
             if self.fits(word) and not (self.odd and self.unpredictable(word)):
                 break
         return word
@@ -130,7 +140,8 @@ class Row:
 def read(name: str, special: Mapping[str, Callable[[Mapping[str, Field]], Term]] | None = None) -> list[Row]:
     """The rows of data/NAME. ``special`` are options of the table's own: of the row's fields they make a condition."""
     widths: dict[str, int] = {}
-    feature, pattern, rows = "", "", []
+    feature, pattern = "", ""
+    rows: list[Row] = []
     for number, line in enumerate(Path(__file__).with_name("data").joinpath(name).read_text().splitlines(), 1):
         words = line.partition("#")[0].split()
         try:
@@ -143,10 +154,16 @@ def read(name: str, special: Mapping[str, Callable[[Mapping[str, Field]], Term]]
             elif words[0] == "=":
                 pattern = " ".join(words[1:])
             else:
-                rows.append(_row(words, pattern.split(), widths, feature, special or {}))
+                rows += [_row(one, pattern.split(), widths, feature, special or {}) for one in _each(" ".join(words))]
         except (ValueError, KeyError) as error:
             raise ValueError(f"{name}:{number}: {line.strip()}: {error}") from error
     return rows
+
+
+def _each(line: str) -> list[list[str]]:
+    """The words of the rows that a line stands for."""
+    choices = [found.split("|") for found in re.findall(r"\{(.*?)\}", line)]
+    return [re.sub(r"\{.*?\}", "{}", line).format(*now).split() for now in zip(*choices, strict=True)] or [line.split()]
 
 
 def _row(
@@ -159,15 +176,21 @@ def _row(
     rest = iter(words[1:])
     size, mask, match, fields = _fields([next(rest) if part == "_" else part for part in pattern], widths)
     options: dict[str, str] = {}
+    features = {feature} - {""}
     refused: list[Bits] = []
     wanted: list[tuple[Bits, ...]] = []
     terms: list[Term] = []
     odd: list[tuple[Term, ...]] = []
+    should: list[Bits] = []
     for option in rest:
         if option[0] in "@!":
             options["access" if option[0] == "@" else "banned"] = option[1:]
+        elif option[0] == "+":
+            features.add(option[1:])
         elif option[0] == "?":
             odd.append(tuple(_term(term, fields) for term in option[1:].split(",")))
+            if "," not in option and (only := _choices(option[1:].replace("!=", "="), fields)[0]) and "!=" in option:
+                should += only
         elif option in special:
             terms.append(special[option](fields))
         else:
@@ -184,11 +207,12 @@ def _row(
         mask=mask,
         match=match,
         fields=fields,
-        feature=feature,
+        features=frozenset(features),
         refused=tuple(refused),
         wanted=tuple(wanted),
         terms=tuple(terms),
         odd=tuple(odd),
+        should=tuple(should),
         tweaks=tuple(_tweaks(fields.values())),
         **options,
     )

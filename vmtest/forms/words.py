@@ -33,7 +33,6 @@ class Words(Forms):
         super().__init__(isa)
         self.rows = {row.name: row for row in rows}
         self.names = tuple(self.rows)
-        self._features = {name: frozenset(filter(None, row.feature.split(","))) for name, row in self.rows.items()}
         self._index: dict[int, dict[int, list[Row]]] = {size: defaultdict(list) for size in self.majors}
         # Of rows that fit the one with more fixed bits comes first.
         for row in sorted(self.rows.values(), key=lambda row: -row.mask.bit_count()):
@@ -99,7 +98,8 @@ class Words(Forms):
 
     def features(self, name: str) -> frozenset[str]:
         """See Forms."""
-        return self._features.get(name.removesuffix(UNPREDICTABLE), frozenset())
+        row = self.rows.get(name.removesuffix(UNPREDICTABLE))
+        return row.features if row else frozenset()
 
     def banned(self, name: str) -> str:
         """See Forms."""
