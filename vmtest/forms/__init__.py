@@ -9,10 +9,10 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 
-from vmtest.forms.base import Draft, Forms, Instruction
+from vmtest.forms.base import BAD, Draft, Forms, Instruction
 from vmtest.model.isa import isa
 
-__all__ = ["FORMS", "Draft", "Forms", "Instruction", "forms"]
+__all__ = ["BAD", "FORMS", "Draft", "Forms", "Instruction", "forms"]
 
 FORMS = {
     "aarch64": "vmtest.forms.aarch64",
