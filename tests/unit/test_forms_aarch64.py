@@ -264,3 +264,18 @@ def test_branches_end() -> None:
     assert sum(CODE + PAGE in registers.values() for registers in jumps) > 250
     said = [TABLE.text(TABLE.make(draw, "cbz_x").code)[0] for _ in range(400)]
     assert sum(any(f"simm={step} " in text for step in (4, 8, 12, 16)) for text in said) > 300
+
+
+def test_causes() -> None:
+    """What may lead to an exception that not every executor knows is told: a mode, alignment, what is cut off."""
+    said = {
+        "d53be040": {"privileged"},  # mrs x0, cntvct_el0
+        "c85f7c20": {"misaligned"},  # ldxr x0, [x1]
+        "085f7c20": set(),  # ldxrb
+        "c85f7c40": set(),  # ldxr x0, [x2]
+        "8b020020": set(),
+    }
+    for word, causes in said.items():
+        code = bytes.fromhex(word)[::-1].hex()
+        assert TABLE.causes(Case.parse(f"aarch64 {code} x1=0x20000004 x2=0x20000008")) == causes, word
+    assert TABLE.causes(Case.parse("aarch64 2000028b20")) == {"cut off"}

@@ -219,3 +219,11 @@ def test_branches_end() -> None:
     assert sum(CODE + PAGE in registers.values() for registers in jumps) > 200
     said = [TABLE.text(TABLE.make(draw, "beq").code)[0] for _ in range(400)]
     assert sum(any(f"simm={step} " in text for step in (2, 4, 6, 8)) for text in said) > 300
+
+
+def test_causes() -> None:
+    """What may lead to an exception that not every executor knows is told: a mode, alignment, what is cut off."""
+    assert TABLE.causes(Case.parse("riscv64 2fa50510 x11=0x20000004")) == set()  # lr.w
+    assert TABLE.causes(Case.parse("riscv64 2fb50510 x11=0x20000004")) == {"misaligned"}  # lr.d
+    assert TABLE.causes(Case.parse("riscv64 732510c013")) == {"privileged", "cut off"}  # rdtime
+    assert TABLE.causes(Case.parse("riscv64 0100")) == set()

@@ -71,6 +71,7 @@ class Table(Words):
 
     illegal = 0  # ESR_ELx.EC: "unknown reason"
     majors: ClassVar = {4: 0xFFE00000}
+    aligned = "exact"
     reasons: ClassVar = {
         "privileged": "an instruction for more than user mode",
         "system": "a system instruction or register that tells the time or the machine, or is not the program's",
@@ -99,15 +100,20 @@ class Table(Words):
             if step is not None or not moved.get(word):  # to itself it would never end
                 word = word & ~moved.mask | moved.put(step or 4)
             return word, {}
-        base = fields["Rn"].get(word)
+        base = self.base(row, word)
         if kind == "jump":
-            return word, {f"x{base}": target(random)} if base != _SP else {}
+            return word, {base: target(random)} if base != "sp" else {}  # which is zero there
         to = address(random, int(size))
         if kind == "index":
-            return word, _indexed(random, fields, word, to, int(size))
+            return word, _indexed(random, fields, word, base, to, int(size))
         if kind == "offset" and moved:
             to -= moved.get(word)
         return word, _base(random, base, to)
+
+    def base(self, row: Row, word: int) -> str:
+        """See Words."""
+        number = row.fields["Rn"].get(word)
+        return f"x{number}" if number != _SP else "sp"
 
     def rule(self, name: str, kind: str) -> str:
         """See Forms."""
@@ -139,21 +145,23 @@ def _bitmask(fields: Mapping[str, Field]) -> Term:
     return is_mask
 
 
-def _base(random: Random, number: int, value: int) -> dict[str, int]:
+def _base(random: Random, register: str, value: int) -> dict[str, int]:
     """The base register; the stack pointer is mostly aligned, as is demanded of it (D1.8.2)."""
     value %= 1 << 64
-    if number == _SP:
-        return {"sp": value & ~15 if random.random() < 0.9 else value}
-    return {f"x{number}": value}
+    if register == "sp" and random.random() < 0.9:
+        value &= ~15
+    return {register: value}
 
 
-def _indexed(random: Random, fields: Mapping[str, Field], word: int, to: int, size: int) -> dict[str, int]:
+def _indexed(
+    random: Random, fields: Mapping[str, Field], word: int, register: str, to: int, size: int
+) -> dict[str, int]:
     """Base and index, extended and shifted, that are so together."""
-    base, index, option = (fields[name].get(word) for name in ("Rn", "Rm", "option"))
+    index, option = f"x{fields['Rm'].get(word)}", fields["option"].get(word)
     shift = (size.bit_length() - 1) * fields["S"].get(word)
-    if index == _SP:  # is zero
-        return _base(random, base, to)
-    if index == base:
+    if index == f"x{_SP}":  # is zero
+        return _base(random, register, to)
+    if index == register:
         return {}
     value = int(random.random() * 512) - 256 if random.random() < 0.8 else random.getrandbits(64)
     extended = value % (1 << 64)
@@ -162,4 +170,4 @@ def _indexed(random: Random, fields: Mapping[str, Field], word: int, to: int, si
         if option & 4:
             extended = (extended ^ 1 << 31) - (1 << 31)
         value = value % (1 << 32) | random.getrandbits(32) << 32  # which does not count
-    return {f"x{index}": value % (1 << 64)} | _base(random, base, to - (extended << shift))
+    return {index: value % (1 << 64)} | _base(random, register, to - (extended << shift))

@@ -56,6 +56,7 @@ class Table(Words):
 
     illegal = 2  # mcause
     majors: ClassVar = {4: 0x7000707C, 2: 0xFC03}
+    aligned = "atomic"
     reasons: ClassVar = {
         "privileged": "an instruction for more than user mode",
         "csr": "a control and status register that tells the time or the machine, or is not the program's",
@@ -77,18 +78,22 @@ class Table(Words):
                 word = word & ~offset.mask | offset.put(step or 4)
             return word, {}
         for _ in range(4):  # x0 is no base, mostly
-            if base := self._base(row, word):
+            if base := self.base(row, word):
                 break
             word = row.draw(random)
         moved = row.fields.get("simm") or row.fields.get("uimm")
         offset_ = moved.get(word) if moved else 0
         to = target(random) if kind == "jump" else address(random, int(size))
-        return word, {f"x{base}": (to - offset_) % (1 << 64)} if base else {}
+        return word, {base: (to - offset_) % (1 << 64)} if base else {}
 
-    def _base(self, row: Row, word: int) -> int:
-        if base := row.fields.get("rs1"):
-            return base.get(word)
-        return 8 + row.fields["rs1c"].get(word) if "rs1c" in row.fields else _STACK
+    def base(self, row: Row, word: int) -> str:
+        """See Words."""
+        number = _STACK
+        if "rs1" in row.fields:
+            number = row.fields["rs1"].get(word)
+        elif "rs1c" in row.fields:
+            number = 8 + row.fields["rs1c"].get(word)
+        return f"x{number}" if number else ""
 
     def rule(self, name: str, kind: str) -> str:
         """See Forms."""

@@ -17,17 +17,20 @@ __all__ = ["UNPREDICTABLE", "Words", "address", "branch", "target"]
 
 UNPREDICTABLE = " (unpredictable)"
 """What follows the form of a word that the manual says nothing certain of."""
+OF_A_MODE = frozenset({"privileged", "system", "csr", "debug", "waits"})
+"""Of the tables' ``!`` options those whose rows do what the mode lets them."""
 RESERVED = 1 / 32
 """Share of the words that are drawn without a look at what the table says is none: for the decoders."""
 
 
 class Words(Forms):
-    """``majors`` are, by size in bytes, the bits by which words are told apart first. ``privileged_names`` are forms
-    that are not for user mode, and ``reasons`` is what the tables' ``!`` options stand for.
+    """``majors`` are, by size in bytes, the bits by which words are told apart first. ``reasons`` is what the tables'
+    ``!`` options stand for, and ``aligned`` what ``@`` says of accesses that must be aligned.
     """
 
     majors: ClassVar[Mapping[int, int]]
     reasons: ClassVar[Mapping[str, str]]
+    aligned: ClassVar[str]
 
     def __init__(self, isa: Isa, rows: Iterable[Row]) -> None:
         super().__init__(isa)
@@ -47,6 +50,10 @@ class Words(Forms):
     @abstractmethod
     def reach(self, random: Random, row: Row, word: int) -> tuple[int, dict[str, int]]:
         """What a word that has an ``@`` becomes, so that it gets somewhere, and the registers that it needs for it."""
+
+    @abstractmethod
+    def base(self, row: Row, word: int) -> str:
+        """The register that a word of a row with an ``@`` has an address in, "" for the one that is zero."""
 
     def find(self, word: int, size: int) -> Row | None:
         """The row of a word, None where there is none."""
@@ -108,8 +115,27 @@ class Words(Forms):
 
     def privileged(self, case: Case) -> bool:
         """See Forms."""
-        found = (self.rows.get(form) for form, _ in self.decode(case.code))
-        return any(row is not None and row.banned == "privileged" for row in found)
+        return any(row is not None and row.banned in OF_A_MODE for row, _ in self._rows_of(case))
+
+    def causes(self, case: Case) -> frozenset[str]:
+        """See Forms. Addresses are those that the case begins with."""
+        found = {"privileged"} if self.privileged(case) else set[str]()
+        for row, word in self._rows_of(case):
+            if row is None or not row.access.startswith(self.aligned):
+                continue
+            place = self.isa.places.get(self.base(row, word), slice(0))
+            if int.from_bytes(case.state[place], "little") % int(row.access.partition(":")[2]):
+                found.add("misaligned")
+        *_, last = self.decode(case.code)
+        if last.size < self.length(case.code[-last.size]):
+            found.add("cut off")
+        return frozenset(found)
+
+    def _rows_of(self, case: Case) -> Iterable[tuple[Row | None, int]]:
+        at = 0
+        for form, size in self.decode(case.code):
+            yield self.rows.get(form.removesuffix(UNPREDICTABLE)), int.from_bytes(case.code[at : at + size], "little")
+            at += size
 
 
 def _name(row: Row | None, word: int) -> str:
