@@ -126,6 +126,7 @@ REFUSED_BY_CAPSTONE = {
     **dict.fromkeys(("c.slli", "c.li", "c.add", "c.mv", "c.lui", "c.addi"), "hints, with rd=0, are instructions"),
     **dict.fromkeys(("fcvt.d.s", "fcvt.d.w", "fcvt.d.wu"), "a rounding mode is part of those that are exact, too"),
     "system": "rows that stand for all the rest",
+    "cbo": "rows that stand for all the rest",
     "csr_other": "rows that stand for all the rest",
 }
 TAKEN_BY_CAPSTONE = {"c.lui": "of 0 is reserved", "c.unimp": "is defined as no instruction"}

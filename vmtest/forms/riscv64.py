@@ -1,4 +1,5 @@
-"""RV64GC with Zba, Zbb, Zbc, Zbs and Zicond: the unprivileged instructions, of the CSRs those of floating point.
+"""RV64GC, with bit manipulation, scalar cryptography, Zfh, Zfa, Zacas and Zicond: the unprivileged instructions, of the
+CSRs those of floating point. Vectors are not here, nor Zcb.
 
 Source: The RISC-V Instruction Set Manual, volume I (20240411), whose chapters are named. The forms: data/riscv64*.txt.
 There ``@mem`` is base and offset, ``@atomic`` a base alone, ``@branch`` an offset from the instruction, ``@jump`` a
@@ -20,6 +21,7 @@ from vmtest.model.isa import Isa
 
 __all__ = ["Table"]
 
+_FILES = "riscv64.txt", "riscv64c.txt", "riscv64x.txt"
 _STACK = 2
 # By the beginning of the form, what a difference is judged by. The first that fits counts.
 _RULES = (
@@ -60,10 +62,11 @@ class Table(Words):
     reasons: ClassVar = {
         "privileged": "an instruction for more than user mode",
         "csr": "a control and status register that tells the time or the machine, or is not the program's",
+        "cache": "how large a block of the cache is, and whether user mode may, is the implementation's choice",
     }
 
     def __init__(self, isa: Isa) -> None:
-        super().__init__(isa, [*read("riscv64.txt"), *read("riscv64c.txt")])
+        super().__init__(isa, [row for name in _FILES for row in read(name)])
 
     def length(self, first: int) -> int:
         """See Words; longer ones than 4 bytes are reserved."""
