@@ -207,10 +207,10 @@ def test_what_else_is_known() -> None:
     assert TABLE.banned("lr.w") == TABLE.banned(BAD) == ""
     assert TABLE.privileged(Case.parse("riscv64 130500017300100073005010"))  # addi, ebreak, wfi
     assert not TABLE.privileged(Case.parse("riscv64 1305000173001000"))
-    assert "illegal" in TABLE.rule(BAD, "status")
-    assert TABLE.rule("clz", "status") == "needs zbb; without it an illegal-instruction exception"
-    assert TABLE.rule("add", "x5") == ""
-    assert "canonical" in TABLE.rule("fadd.d", "f1")
+    assert "illegal" in TABLE.rule(BAD, "exception")
+    assert TABLE.rule("clz", "exception") == "needs zbb; without it an illegal-instruction exception"
+    assert TABLE.rule("add", "registers") == ""
+    assert "canonical" in TABLE.rule("fadd.d", "vectors")
 
 
 def test_branches_end() -> None:

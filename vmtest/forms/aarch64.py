@@ -21,7 +21,7 @@ from vmtest.model.isa import Isa
 
 __all__ = ["Table"]
 
-_FILES = "aarch64.txt", "aarch64_memory.txt", "aarch64_float.txt", "aarch64_vector.txt", "aarch64_scalar.txt"
+_FILES = ("base", "memory", "structures", "float", "vector", "vector_more", "scalar")
 _SP = 31
 # By the beginning of the form, what a difference is judged by; of several the longest. Sections are of DDI 0487, the
 # instructions' own ones of its chapters C6 and C7.
@@ -83,7 +83,7 @@ class Table(Words):
     }
 
     def __init__(self, isa: Isa) -> None:
-        super().__init__(isa, [row for name in _FILES for row in read(name, {"bitmask": _bitmask})])
+        super().__init__(isa, [row for name in _FILES for row in read(f"aarch64_{name}.txt", {"bitmask": _bitmask})])
 
     def length(self, first: int) -> int:
         """See Words."""
@@ -121,7 +121,7 @@ class Table(Words):
             return "unallocated: an undefined-instruction exception where no extension defines it (C4.1)"
         if name.endswith(UNPREDICTABLE):
             return "CONSTRAINED UNPREDICTABLE: undefined, NOP, or an unknown result (K1.1)"
-        if kind == "status" and (needed := self.features(name)):
+        if kind == "exception" and (needed := self.features(name)):
             return f"needs {', '.join(sorted(needed))}; without it an undefined-instruction exception"
         if found := max((beginning for beginning in _RULES if name.startswith(beginning)), key=len, default=""):
             return _RULES[found]

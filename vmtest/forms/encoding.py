@@ -25,13 +25,14 @@ Of two rows that fit, that with more fixed bits counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from random import Random
 
-__all__ = ["Field", "Row", "read"]
+__all__ = ["Field", "Row", "Term", "parse", "read"]
 
 Bits = tuple[int, int]
 """A mask, and what the bits under it are."""
@@ -94,7 +95,21 @@ class Row:
     terms: tuple[Term, ...] = ()
     odd: tuple[tuple[Term, ...], ...] = ()
     should: tuple[Bits, ...] = ()
-    tweaks: tuple[tuple[Bits, ...], ...] = field(default=(), repr=False)
+
+    @cached_property
+    def tweaks(self) -> list[tuple[Bits, ...]]:
+        """What is drawn more often than other values, by field: the boundaries, and registers that are the same."""
+        found = []
+        for one in self.fields.values():
+            top = 1 << one.width
+            values = {0, 1, top - 1, top - 2, top >> 1, (top >> 1) - 1}
+            found.append(tuple((one.mask, one.put(value)) for value in sorted(values)))
+        registers = [one for name, one in self.fields.items() if name[0] in "rR" and one.width in (3, 5)]
+        for one, other in combinations(registers, 2):
+            if one.width == other.width:
+                same = (one.put(number) | other.put(number) for number in range(1 << one.width))
+                found.append(tuple((one.mask | other.mask, bits) for bits in same))
+        return found
 
     def fits(self, word: int) -> bool:
         """Whether a word is of this form."""
@@ -128,21 +143,28 @@ class Row:
     def careless(self, random: Random) -> int:
         """A word with the fixed bits of this form, which may be reserved."""
         word = self.match | random.getrandbits(8 * self.size) & ~self.mask
-        chance = random.random()
-        while chance < 0.5 and self.tweaks:  # one field in half of the words, two in a quarter ...
+        while self.tweaks and random.random() < 0.5:
             choices = self.tweaks[int(random.random() * len(self.tweaks))]
             mask, value = choices[int(random.random() * len(choices))]
             word = word & ~mask | value
-            chance *= 2
         return word
 
 
-def read(name: str, special: Mapping[str, Callable[[Mapping[str, Field]], Term]] | None = None) -> list[Row]:
-    """The rows of data/NAME. ``special`` are options of the table's own: of the row's fields they make a condition."""
+Special = Mapping[str, Callable[[Mapping[str, Field]], Term]]
+"""Options of a table's own: what condition each makes of a row's fields."""
+
+
+def read(name: str, special: Special | None = None) -> list[Row]:
+    """The rows of data/NAME."""
+    return parse(Path(__file__).with_name("data").joinpath(name).read_text(), name, special)
+
+
+def parse(text: str, name: str, special: Special | None = None) -> list[Row]:
+    """The rows of a table. Raises ValueError, with the place in the file of that name."""
     widths: dict[str, int] = {}
     feature, pattern = "", ""
     rows: list[Row] = []
-    for number, line in enumerate(Path(__file__).with_name("data").joinpath(name).read_text().splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         try:
             if not words:
@@ -155,7 +177,9 @@ def read(name: str, special: Mapping[str, Callable[[Mapping[str, Field]], Term]]
                 pattern = " ".join(words[1:])
             else:
                 rows += [_row(one, pattern.split(), widths, feature, special or {}) for one in _each(" ".join(words))]
-        except (ValueError, KeyError) as error:
+        except KeyError as error:
+            raise ValueError(f"{name}:{number}: {line.strip()}: there is no field {error}") from error
+        except (ValueError, IndexError) as error:
             raise ValueError(f"{name}:{number}: {line.strip()}: {error}") from error
     return rows
 
@@ -166,15 +190,12 @@ def _each(line: str) -> list[list[str]]:
     return [re.sub(r"\{.*?\}", "{}", line).format(*now).split() for now in zip(*choices, strict=True)] or [line.split()]
 
 
-def _row(
-    words: list[str],
-    pattern: list[str],
-    widths: Mapping[str, int],
-    feature: str,
-    special: Mapping[str, Callable[[Mapping[str, Field]], Term]],
-) -> Row:
-    rest = iter(words[1:])
-    size, mask, match, fields = _fields([next(rest) if part == "_" else part for part in pattern], widths)
+def _row(words: list[str], pattern: list[str], widths: Mapping[str, int], feature: str, special: Special) -> Row:
+    holes = pattern.count("_")
+    fill, rest = iter(words[1 : 1 + holes]), words[1 + holes :]
+    if len(words) < 1 + holes:
+        raise ValueError(f"{len(words) - 1} of {holes} holes are filled")
+    size, mask, match, fields = _fields([next(fill) if part == "_" else part for part in pattern], widths)
     options: dict[str, str] = {}
     features = {feature} - {""}
     refused: list[Bits] = []
@@ -213,7 +234,6 @@ def _row(
         terms=tuple(terms),
         odd=tuple(odd),
         should=tuple(should),
-        tweaks=tuple(_tweaks(fields.values())),
         **options,
     )
 
@@ -225,7 +245,7 @@ def _fields(tokens: list[str], widths: Mapping[str, int]) -> tuple[int, int, int
     at = sum(_width(token, widths) for token in tokens)
     size = at // 8
     if at not in (16, 32):
-        raise ValueError(f"{at} bits")
+        raise ValueError(f"it has {at} bits")
     for token in tokens:
         at -= (width := _width(token, widths))
         if set(token) <= {"0", "1"}:
@@ -253,7 +273,10 @@ def _width(token: str, widths: Mapping[str, int]) -> int:
 
 def _choices(option: str, fields: Mapping[str, Field]) -> tuple[tuple[Bits, ...] | None, bool]:
     """What the option says by masks, and whether it is what is wanted; None where fields are compared."""
-    left, equal, right = re.fullmatch(r"([\w.]+)(!?=)([\w|]+)", option).groups()  # type: ignore[union-attr]
+    found = re.fullmatch(r"([\w.]+)(!?=)([\w|]+)", option)
+    if found is None:
+        raise ValueError(f"{option!r} is not an option")
+    left, equal, right = found.groups()
     if right in fields:
         return None, equal == "="
     named = [fields[name] for name in left.split(".")]
@@ -279,16 +302,3 @@ def _term(option: str, fields: Mapping[str, Field]) -> Term:
     left, _, right = option.replace("!", "").partition("=")
     one, other = fields[left], fields[right]
     return lambda word: (one.get(word) == other.get(word)) == equal
-
-
-def _tweaks(fields: Iterable[Field]) -> Iterable[tuple[Bits, ...]]:
-    """What is drawn more often than other values: by field the boundaries, and registers that are the same."""
-    fields = list(fields)
-    for one in fields:
-        top = 1 << one.width
-        values = {0, 1, top - 1, top - 2, top >> 1, (top >> 1) - 1}
-        yield tuple((one.mask, one.put(value)) for value in sorted(values))
-    registers = [one for one in fields if one.name[0].lower() == "r" and one.width in (3, 5)]
-    for one, other in combinations(registers, 2):
-        if one.width == other.width:
-            yield tuple((one.mask | other.mask, one.put(n) | other.put(n)) for n in range(1 << one.width))

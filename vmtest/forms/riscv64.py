@@ -103,7 +103,7 @@ class Table(Words):
         name = name.removesuffix(UNPREDICTABLE)
         if name == BAD:
             return 'reserved: an illegal-instruction exception where no extension defines it (chapter "Introduction")'
-        if kind == "status" and (needed := self.features(name)):
+        if kind == "exception" and (needed := self.features(name)):
             return f"needs {', '.join(sorted(needed))}; without it an illegal-instruction exception"
         for beginning, said in _RULES:
             if name.startswith(beginning):
