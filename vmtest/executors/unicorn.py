@@ -19,8 +19,6 @@ _UNMAPPED, _PROTECTED, _UNALIGNED = (6, 7, 8), (12, 13, 14), (19, 20, 21)
 _INVALID, _EXCEPTION = 10, 22
 # Vectors of the Intel SDM, volume 3, table 6-1. Others are of the instruction set's own numbering.
 _UNDEFINED, _PAGE_FAULT = 6, 14
-# EXCP_* of QEMU 5.0 (target/arm/cpu.h) to the exception class, ESR_ELx.EC, as it is from user mode.
-_CLASSES = {1: 0x00, 2: 0x15, 4: 0x24, 7: 0x3C, 11: 0x16, 13: 0x17}
 
 _ARCHES = {
     "x86_64": ("UC_ARCH_X86", ("UC_MODE_64",), "x86_const", "UC_X86_REG_", {"rflags": "EFLAGS"}, "RIP"),
@@ -86,7 +84,7 @@ class Engine(base.Engine):
         return False
 
     def _on_interrupt(self, uc: Any, number: int, data: Any) -> None:
-        self._fault = (_CLASSES.get(number, number) if self.isa.name == "aarch64" else number, None)
+        self._fault = (number, None)
         uc.emu_stop()
 
     def run(self, case: Case) -> Outcome:
