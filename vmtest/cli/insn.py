@@ -71,18 +71,25 @@ def run(
 
 @insn.command("list")
 def list_() -> None:
-    """List the executors, what each can run, and whether it can be had here."""
+    """List the executors, what each can run, and what it is here, or why it cannot be had."""
     from tabulate import tabulate
 
     from vmtest.executors import EXECUTORS
+    from vmtest.model.isa import isa
 
-    rows = [(row.name, row.what, " ".join(row.isas), _lacks(name) or "yes") for name, row in EXECUTORS.items()]
+    rows = []
+    for name, row in EXECUTORS.items():
+        here = _lacks(name) or str(import_module(row.module).describe(isa(row.isas[0])))
+        rows.append((name, row.what, " ".join(row.isas), here))
     click.echo(tabulate(rows, headers=("executor", "what", "runs", "here")))
 
 
-def names_of(said: str | None, isa_name: str, qemus: Sequence[str] = ()) -> list[str]:
-    """The executors that were asked for, or all that can be had and are fast. Raises UsageError where that is none."""
-    from vmtest.executors import EXECUTORS
+def names_of(said: str | None, isa_name: str, qemus: Sequence[str] = (), *, bulk: bool = False) -> list[str]:
+    """The executors that were asked for, or all that can be had, with ``bulk`` the fast ones.
+
+    Raises UsageError or HostError where that is none.
+    """
+    from vmtest.executors import EXECUTORS, available
 
     more = [f"qemu:{path}" for path in qemus]
     if said is not None:
@@ -90,7 +97,7 @@ def names_of(said: str | None, isa_name: str, qemus: Sequence[str] = ()) -> list
         if not names:
             raise UsageError("--executors names none", hint=f"known: {', '.join(EXECUTORS)}")
         return list(dict.fromkeys(names + more))
-    names = [name for name, row in EXECUTORS.items() if isa_name in row.isas and not _lacks(name)]
+    names = available(isa_name, bulk=bulk)
     if not names:
         raise HostError(f"no executor for {isa_name} can be had here", hint="vmtest insn list")
     return names + more
