@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from vmtest.errors import HostError
-from vmtest.executors.base import Engine, Row
+from vmtest.executors.base import RUNS, Engine, Row
 from vmtest.executors.lives import lives
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import Isa
@@ -34,8 +34,7 @@ START = 30.0
 HEAD = struct.Struct("<II")  # bytes that follow, and what they are of: cases or outcomes
 ROOM = 1 << 20
 """Bytes that a pipe should hold: two batches of any instruction set."""
-TWO = struct.Struct("<II")  # the case that runs, by its place in its batch, and whether one does
-IDLE = TWO.pack(0, 0)
+IDLE = RUNS.pack(0, 0)
 READY = 0xFFFFFFFF
 
 
@@ -97,7 +96,7 @@ class Executor:
 
     def _bury(self) -> tuple[int | None, Outcome]:
         """Which case of its batch the worker has died of, None where it was idle, and how."""
-        culprit, busy = TWO.unpack(self._progress[:8])
+        culprit, busy = RUNS.unpack(self._progress[:8])
         code = self._lives.end()
         self._forget()
         if not busy:
@@ -222,17 +221,8 @@ def serve(engine: Engine, source: int, sink: int, progress: mmap.mmap, parent: i
         outcomes.flush()
         while head := cases.read(HEAD.size):
             size, number = HEAD.unpack(head)
-            data, at = cases.read(size), 0
-            found = []
-            for index in range(number):
-                case, at = Case.unpack(engine.isa, data, at)
-                progress[:8] = TWO.pack(index, 1)
-                outcome = engine.run(case)
-                if outcome.status == "timeout":  # or the one before was stopped too late, and this one in its place
-                    outcome = engine.run(case)
-                found.append(outcome.pack())
+            answer = engine.run_packed(cases.read(size), number, progress)
             progress[:8] = IDLE
-            answer = b"".join(found)
             outcomes.write(HEAD.pack(len(answer), number) + answer)
             outcomes.flush()
 
