@@ -5,12 +5,17 @@ A newcomer is a file with an Engine, and a row here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
+
 from vmtest.errors import UsageError
 from vmtest.executors.base import Row
+from vmtest.executors.fleet import Fleet
 from vmtest.executors.worker import Executor
 from vmtest.model.isa import Isa
+from vmtest.model.isa import isa as isa_of
 
-__all__ = ["EXECUTORS", "Executor", "executor"]
+__all__ = ["EXECUTORS", "Executor", "Fleet", "available", "executor", "fleet"]
 
 EXECUTORS: dict[str, Row] = {
     row.name: row
@@ -26,6 +31,7 @@ EXECUTORS: dict[str, Row] = {
             name="native",
             what="the CPU itself, in a process with nothing else in it, where no system call gets through",
             module="vmtest.executors.native",
+            rank=0,
             isas=("x86_64",),
             is_program=True,
         ),
@@ -33,21 +39,47 @@ EXECUTORS: dict[str, Row] = {
             name="kvm",
             what="/dev/kvm by itself, without QEMU, in ring 0",
             module="vmtest.executors.kvm",
+            rank=3,
             isas=("x86_64",),
             blind=("avx", "x87"),
+        ),
+        Row(
+            name="qemu",
+            what="a whole QEMU under TCG, in user mode; any version of it by qemu:PATH",
+            module="vmtest.executors.qemu",
+            isas=("x86_64",),
+            argument="the path of a qemu-system binary",
+            rank=4,
+            bulk=False,
         ),
     )
 }
 
 
 def executor(name: str, isa: Isa) -> Executor:
-    """The executor of that name for an instruction set. Raises UsageError where there is none, HostError where
-    this host cannot have it.
+    """The executor of that name for an instruction set; NAME:ARGUMENT where it takes one, such as a path.
+
+    Raises UsageError where there is none, HostError where this host cannot have it.
     """
-    row = EXECUTORS.get(name)
+    plain, colon, argument = name.partition(":")
+    row = EXECUTORS.get(plain)
     if row is None:
-        raise UsageError(f"unknown executor {name!r}", hint=f"known: {', '.join(EXECUTORS)}")
+        raise UsageError(f"unknown executor {plain!r}", hint=f"known: {', '.join(EXECUTORS)}")
+    if colon and not (row.argument and argument):
+        takes = f"it takes {row.argument}: {plain}:ARGUMENT" if row.argument else f"{plain} takes no argument"
+        raise UsageError(f"{name!r} is no executor", hint=takes)
     if isa.name not in row.isas:
         able = [other.name for other in EXECUTORS.values() if isa.name in other.isas]
-        raise UsageError(f"{name} does not run {isa.name}", hint=f"these do: {', '.join(able)}")
-    return Executor(row, isa)
+        raise UsageError(f"{plain} does not run {isa.name}", hint=f"these do: {', '.join(able)}")
+    return Executor(row, isa, argument)
+
+
+def available(isa_name: str, *, bulk: bool = False) -> list[str]:
+    """The executors that can run an instruction set on this host; those fast enough for many cases, with ``bulk``."""
+    able = [row for row in EXECUTORS.values() if isa_name in row.isas and (row.bulk or not bulk)]
+    return [row.name for row in able if not import_module(row.module).lacks(isa_of(isa_name))]
+
+
+def fleet(names: Sequence[str], isa: Isa) -> Fleet:
+    """Several executors that run the same cases. Raises as ``executor`` does."""
+    return Fleet([executor(name, isa) for name in dict.fromkeys(names)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vmtest.model.case import Case, Outcome
@@ -20,10 +20,12 @@ RUNS = struct.Struct("<II")
 class Engine(ABC):
     """Runs cases of one instruction set. It is made in a worker process, and may take that down with it.
 
-    ``survives_fork``: it can be made once, ahead, and each worker process is then forked from there.
+    ``survives_fork``: it can be made once, ahead, and each worker process is then forked from there. ``patience`` is
+    the seconds after which a case is stopped, at most twice as many: one takes 20 microseconds.
     """
 
     survives_fork = False
+    patience = 0.05
 
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
@@ -32,17 +34,28 @@ class Engine(ABC):
     def run(self, case: Case) -> Outcome:
         """Run it from its first byte until it comes to its end, fails, or is stopped."""
 
-    def run_packed(self, data: bytes, number: int, progress: mmap.mmap) -> bytes:
-        """Run a batch of packed cases, to packed outcomes. ``progress`` begins with the place of the one that runs."""
-        at, found = 0, []
-        for index in range(number):
-            case, at = Case.unpack(self.isa, data, at)
-            progress[: RUNS.size] = RUNS.pack(index, 1)
+    def run_all(self, cases: Sequence[Case], mark: Callable[[int], None]) -> list[Outcome]:
+        """Run a batch, from whose cases ``mark`` is told which one has begun, by its place."""
+        outcomes = []
+        for index, case in enumerate(cases):
+            mark(index)
             outcome = self.run(case)
             if outcome.status == "timeout":  # or the one before was stopped too late, and this one in its place
                 outcome = self.run(case)
-            found.append(outcome.pack())
-        return b"".join(found)
+            outcomes.append(outcome)
+        return outcomes
+
+    def run_packed(self, data: bytes, number: int, progress: mmap.mmap) -> bytes:
+        """Run a batch of packed cases, to packed outcomes. ``progress`` begins with what RUNS says of it."""
+
+        def mark(index: int) -> None:
+            progress[: RUNS.size] = RUNS.pack(index, 1)
+
+        cases, at = [], 0
+        for _ in range(number):
+            case, at = Case.unpack(self.isa, data, at)
+            cases.append(case)
+        return b"".join([outcome.pack() for outcome in self.run_all(cases, mark)])
 
     @abstractmethod
     def stop(self) -> None:
@@ -51,11 +64,15 @@ class Engine(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """An executor's row in EXECUTORS. ``module`` has its class Engine, and ``lacks(isa)``, which says why it cannot be
-    had here and what to do, "" where it can. Where it ``is_program`` the module has, in place of an Engine,
-    ``program(isa)``: the path of an executable that is a worker by itself, as images/_executors/native.c says.
+    """An executor's row in EXECUTORS. ``module`` has its class Engine; ``lacks(isa)``, which says why it cannot be had
+    here and what to do, "" where it can; and ``describe(isa)``, which says what exactly it is here, with its version.
+    Where it ``is_program`` the module has, in place of an Engine, ``program(isa)``: the path of an executable that is a
+    worker by itself, as images/_executors/native.c says.
+
     ``environment`` is what its worker process is started with. ``blind`` are the groups of registers (Register.group)
-    that it neither sets nor tells.
+    that it neither sets nor tells. ``rank`` is whom to believe where two differ: the lower one. ``bulk`` says that it
+    runs cases by the thousand, and is taken where none is named. ``argument`` is what may follow its name after a
+    colon, "" for nothing; the functions and the Engine take that as a second argument then.
     """
 
     name: str
@@ -64,4 +81,7 @@ class Row:
     isas: Sequence[str]
     is_program: bool = False
     blind: tuple[str, ...] = ()
+    rank: int = 5
+    bulk: bool = True
     environment: tuple[tuple[str, str], ...] = ()
+    argument: str = ""

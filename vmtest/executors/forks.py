@@ -79,11 +79,11 @@ def _fork(make: Callable[[], Engine], control: socket.socket, parent: int) -> No
 
 def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
-    module, name, control, parent = sys.argv[1:]
+    module, name, control, parent, *argument = sys.argv[1:]
     kind: type[Engine] = import_module(module).Engine
     row = isa(name)
-    engine = kind(row) if kind.survives_fork else None
-    _fork(lambda: engine or kind(row), socket.socket(fileno=int(control)), int(parent))
+    engine = kind(row, *argument) if kind.survives_fork else None
+    _fork(lambda: engine or kind(row, *argument), socket.socket(fileno=int(control)), int(parent))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from typing import Any
 
 from vmtest.executors.loops import Batch, LoopEngine, address, lacks_loops, pointers
 from vmtest.host import host_arch
+from vmtest.host.cpu import model
 from vmtest.host.devices import device_state
 from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa
 
-__all__ = ["Engine", "lacks"]
+__all__ = ["Engine", "describe", "lacks"]
 
 _CREATE_VM, _VCPU_MMAP_SIZE, _SUPPORTED_CPUID = 0xAE01, 0xAE04, 0xC008AE05
 _CREATE_VCPU, _SET_MEMORY = 0xAE41, 0x4020AE46
@@ -43,6 +44,11 @@ def lacks(isa: Isa) -> str:
         return f"the host's CPU is {host_arch()}, and KVM runs nothing else"
     state = device_state("/dev/kvm")
     return f"{state.why} ({state.hint})" if state.why else lacks_loops()
+
+
+def describe(isa: Isa) -> str:
+    """Whose KVM it is, and on which CPU."""
+    return f"KVM of Linux {os.uname().release}, {model()}"
 
 
 class _Struct(ctypes.Structure):

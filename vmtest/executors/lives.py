@@ -32,8 +32,8 @@ _PATIENCE = 5.0
 class Lives(ABC):
     """The lives of a worker, of which there is one at a time."""
 
-    def __init__(self, row: Row, isa: Isa) -> None:
-        self._row = row
+    def __init__(self, row: Row, isa: Isa, argument: str) -> None:
+        self._row, self._argument = row, [argument] if argument else []
         self._isa = isa
         self._process: subprocess.Popen[bytes] | None = None
         self._words: int | None = None
@@ -111,7 +111,7 @@ class _Forked(Lives):
         if self._process is None:
             self._control, theirs = socket.socketpair()
             with theirs:
-                arguments = (self._row.module, self._isa.name, theirs.fileno(), os.getpid())
+                arguments = (self._row.module, self._isa.name, theirs.fileno(), os.getpid(), *self._argument)
                 command = [sys.executable, "-P", "-m", _SERVER, *map(str, arguments)]
                 self._start(command, [theirs.fileno()])
         with suppress(OSError):  # it has ended at once: then nobody has the descriptors, which is seen
@@ -137,6 +137,6 @@ class _Forked(Lives):
         super().close()
 
 
-def lives(row: Row, isa: Isa) -> Lives:
+def lives(row: Row, isa: Isa, argument: str = "") -> Lives:
     """Those of an executor's worker."""
-    return _Started(row, isa) if row.is_program else _Forked(row, isa)
+    return (_Started if row.is_program else _Forked)(row, isa, argument)

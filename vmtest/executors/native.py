@@ -11,10 +11,11 @@ import os
 from pathlib import Path
 
 from vmtest.host import host_arch
+from vmtest.host.cpu import model
 from vmtest.images.catalog import folder
 from vmtest.model.isa import Isa
 
-__all__ = ["lacks", "program"]
+__all__ = ["describe", "lacks", "program"]
 
 
 def lacks(isa: Isa) -> str:
@@ -24,6 +25,11 @@ def lacks(isa: Isa) -> str:
     if not os.access(program(isa), os.X_OK):
         return f"its program is not there: {program(isa)} (in a checkout, `pip install -e .` compiles it)"
     return ""
+
+
+def describe(isa: Isa) -> str:
+    """Which CPU this is."""
+    return model()
 
 
 def program(isa: Isa) -> Path:

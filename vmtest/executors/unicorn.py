@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
 from vmtest.executors.loops import Batch, LoopEngine, address, lacks_loops, pointers
 from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa
 
-__all__ = ["Engine", "lacks"]
+__all__ = ["Engine", "describe", "lacks"]
 
 _ARCHES = {
     "x86_64": ("UC_ARCH_X86", ("UC_MODE_64",), "x86_const", "UC_X86_REG_", {"rflags": "EFLAGS"}, "RIP"),
@@ -22,6 +23,11 @@ _ARCHES = {
 def lacks(isa: Isa) -> str:
     """Why it cannot be had here, "" where it can."""
     return lacks_loops() if find_spec("unicorn") else "the package unicorn is missing (pip install unicorn)"
+
+
+def describe(isa: Isa) -> str:
+    """The library's version."""
+    return f"Unicorn {metadata.version('unicorn')}"
 
 
 class _Struct(ctypes.Structure):

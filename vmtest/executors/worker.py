@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import cached_property
 from importlib import import_module
 from types import TracebackType
 from typing import Self
@@ -25,8 +26,8 @@ __all__ = ["Executor", "serve"]
 
 BATCH = 512
 """Cases that go to a worker at a time: when it dies, what it had run of them is run again."""
-PATIENCE = 0.05
-"""Seconds after which a case is stopped, at most twice as many: one takes 20 microseconds."""
+LOOK = 0.05
+"""Seconds after which a worker looks how far it has come, and whether who started it is still there."""
 DEAF = 5.0
 """Seconds after which a worker that its engine cannot stop is killed."""
 START = 30.0
@@ -39,19 +40,30 @@ READY = 0xFFFFFFFF
 
 
 class Executor:
-    """Runs batches of cases; use it as a context manager. ``deaths`` counts its workers that a case has killed."""
+    """Runs batches of cases; use it as a context manager.
 
-    def __init__(self, row: Row, isa: Isa) -> None:
+    ``name`` is as the user has given it, with an argument where there is one. ``deaths`` counts the cases that have
+    killed what ran them: the worker, or what that runs them with.
+    """
+
+    def __init__(self, row: Row, isa: Isa, argument: str = "") -> None:
         """Raises HostError where the executor cannot be had here, with the reason."""
-        self.name = row.name
+        self.name = f"{row.name}:{argument}" if argument else row.name
         self.isa = isa
+        self.blind, self.rank = frozenset(row.blind), row.rank
         self.deaths = 0
         self._alive = False
         self._depth = 1
         self._idle_deaths = 0
-        if why := import_module(row.module).lacks(isa):
-            raise HostError(f"the executor {row.name} cannot be had here: {why}")
-        self._lives = lives(row, isa)
+        self._row, self._argument = row, [argument] if argument else []
+        if why := import_module(row.module).lacks(isa, *self._argument):
+            raise HostError(f"the executor {self.name} cannot be had here: {why}")
+        self._lives = lives(row, isa, argument)
+
+    @cached_property
+    def description(self) -> str:
+        """What exactly it is here, with its version."""
+        return str(import_module(self._row.module).describe(self.isa, *self._argument))
 
     def run(self, cases: Sequence[Case]) -> list[Outcome]:
         """The outcomes of the cases, in their order. Raises HostError where the worker cannot be started."""
@@ -156,6 +168,7 @@ class Executor:
         for _ in range(number):
             outcome, at = Outcome.unpack(self.isa, data, at)
             found.append(outcome)
+        self.deaths += sum(outcome.status == "died" for outcome in found)
         self._idle_deaths = 0
         return found
 
@@ -216,25 +229,27 @@ def _pack(cases: Sequence[Case]) -> tuple[int, bytes]:
 def serve(engine: Engine, source: int, sink: int, progress: mmap.mmap, parent: int) -> None:
     """Run what comes in, until no more does or who forked us is gone."""
     threading.Thread(target=_watch, args=(engine, progress, parent), daemon=True).start()
-    with os.fdopen(source, "rb") as cases, os.fdopen(sink, "wb") as outcomes:
-        outcomes.write(HEAD.pack(0, READY))
-        outcomes.flush()
+    with os.fdopen(source, "rb") as cases, os.fdopen(sink, "wb") as answers:
+        answers.write(HEAD.pack(0, READY))
+        answers.flush()
         while head := cases.read(HEAD.size):
             size, number = HEAD.unpack(head)
             answer = engine.run_packed(cases.read(size), number, progress)
             progress[:8] = IDLE
-            outcomes.write(HEAD.pack(len(answer), number) + answer)
-            outcomes.flush()
+            answers.write(HEAD.pack(len(answer), number) + answer)
+            answers.flush()
 
 
 def _watch(engine: Engine, progress: mmap.mmap, parent: int) -> None:
     """Stop the case that has been running since we last looked, and ourselves when who started us is gone."""
-    before = b""
+    before, seen = b"", 0
     while True:
-        time.sleep(PATIENCE)
+        time.sleep(LOOK)
         if os.getppid() != parent:  # and no parent-death signal: that comes when a thread of the parent's ends, too
             os._exit(1)
         now = progress[:8]
-        if now == before and now != IDLE:
-            engine.stop()
+        seen = seen + 1 if now == before else 0
         before = now
+        if seen * LOOK >= engine.patience and now != IDLE:
+            engine.stop()
+            seen = 0
