@@ -35,12 +35,12 @@
 /* A slot: XSAVE area, general registers, and what is the same for all instruction sets. */
 .set SLOT_SIZE, 0x3000
 .set GENERAL, 0x340
-.set CODE, 0xe00
-.set PAGES, 0xe40
-.set PC, 0xe48
-.set VECTOR, 0xe50
-.set ERROR, 0xe58
-.set ADDRESS, 0xe60
+.set CODE, 0x600
+.set PAGES, 0x640
+.set PC, 0x648
+.set VECTOR, 0x650
+.set ERROR, 0x658
+.set ADDRESS, 0x660
 .set WINDOW, 0x1000
 
 .set TIMEOUT, 0x100              /* vectors that no exception has */

@@ -42,7 +42,7 @@ EXECUTORS: dict[str, Row] = {
             name="qemu",
             what="a whole QEMU under TCG, in user mode; any version of it by qemu:PATH",
             module="vmtest.executors.qemu",
-            isas=("x86_64",),
+            isas=("x86_64", "aarch64", "riscv64"),
             argument="the path of a qemu-system binary",
         ),
     )

@@ -30,6 +30,8 @@ __all__ = ["Engine", "describes", "lacks"]
 
 _BOARDS = {
     "x86_64": ("vmtest.executors.qemu_x86", "X86"),
+    "aarch64": ("vmtest.executors.qemu_arm", "Arm"),
+    "riscv64": ("vmtest.executors.qemu_riscv", "Riscv"),
 }
 _TRANSLATED = 32
 """MiB for translated code: each case has its own, and QEMU would take a gigabyte for them before it throws any away."""

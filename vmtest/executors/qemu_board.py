@@ -21,7 +21,7 @@ __all__ = ["SLOTS", "TIMEOUT", "UNSUPPORTED", "Board", "runner"]
 
 SLOTS = 512
 """The most cases of a batch."""
-_CODE, _HEAD, _WINDOW, _SLOT = 0xE00, 0xE40, PAGE, PAGE + DATA_SIZE
+_CODE, _HEAD, _WINDOW, _SLOT = 0x600, 0x640, PAGE, PAGE + DATA_SIZE
 """In a slot: the last 64 bytes of the page of code, what _GIVEN and _TOLD say, the data window."""
 _GIVEN = struct.Struct("<QQ")  # which pages of the window are given (others are zeros), where the case begins
 _TOLD = struct.Struct("<QQQQQ")  # which pages have been written to; end, vector, error code, address
@@ -44,11 +44,11 @@ class Board(ABC):
     cpu: str
     arguments: tuple[str, ...] = ()
     firmware = b""
-    start = 0
     size: int
-    fetch_faults: tuple[int, ...]
+    image: int
     control: int
     slots: int
+    fetch_faults: tuple[int, ...]
 
     def __init__(self, isa: Isa, memory: mmap.mmap) -> None:
         self.isa = isa
@@ -56,16 +56,16 @@ class Board(ABC):
         assert isa.code_most <= _CODE_MOST
 
     @abstractmethod
-    def load(self) -> None:
-        """Put into memory what the machine is to find when it starts."""
+    def set_up(self) -> None:
+        """Put into memory the tables that the runner is to find, all else being zeros."""
 
-    @abstractmethod
     def set_registers(self, at: int, state: bytes) -> None:
-        """Write a state into the slot."""
+        """Write a state into the slot there, in the form that the runner wants: usually as it is."""
+        self.memory[at : at + len(state)] = state
 
-    @abstractmethod
     def registers(self, at: int) -> bytes:
-        """The state that the slot has."""
+        """The state that the slot there has."""
+        return self.memory[at : at + self.isa.size]
 
     @abstractmethod
     def exception(self, vector: int, error: int, address: int) -> tuple[int | None, int | None, int | None]:
@@ -74,6 +74,12 @@ class Board(ABC):
     @abstractmethod
     def is_call(self, vector: int) -> bool:
         """Whether it was a system call, which an executor does not run, or the runner's UNSUPPORTED."""
+
+    def load(self) -> None:
+        """Put into memory what the machine is to find when it starts."""
+        code = runner(self.isa)
+        self.memory[self.image : self.slots] = code.ljust(self.slots - self.image, b"\0")
+        self.set_up()
 
     def give(self, cases: Sequence[Case]) -> None:
         """Put a batch into the slots."""

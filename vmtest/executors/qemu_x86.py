@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from functools import cached_property
 
-from vmtest.executors.qemu_board import UNSUPPORTED, Board, runner
+from vmtest.executors.qemu_board import UNSUPPORTED, Board
 from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE
 
 __all__ = ["X86"]
@@ -47,19 +47,16 @@ class X86(Board):
 
     machine = "microvm,acpi=off,rtc=off,pit=on,pic=on"
     cpu = "max"
-    size, control, slots = 0x800000, _CONTROL, 0x200000
+    size, image, control, slots = 0x800000, _IMAGE, _CONTROL, 0x200000
     fetch_faults = (_PAGE_FAULT,)
     firmware = (b"\xea" + struct.pack("<HH", _IMAGE, 0)).ljust(16, b"\0").rjust(1 << 16, b"\0")
     """At the reset vector, 16 bytes below its end, a jump to our image."""
 
-    def load(self) -> None:
+    def set_up(self) -> None:
         """See Board."""
-        memory = self.memory
-        image = runner(self.isa)
-        memory[_IMAGE : _IMAGE + len(image)] = image
 
         def entry(table: int, index: int, value: int, kind: int = _PRESENT | _FOR_RING_3) -> None:
-            _U64.pack_into(memory, table + 8 * index, value | kind)
+            _U64.pack_into(self.memory, table + 8 * index, value | kind)
 
         for tables in (_SETUP, _CASE):
             entry(tables, 511, _HIGH)
@@ -79,9 +76,9 @@ class X86(Board):
             entry(_CASE_PD, address // _LARGE, table)
             for place in range(0, size, PAGE):
                 entry(table, place // PAGE, at + place)
-        self._load_descriptors()
+        self._set_up_descriptors()
 
-    def _load_descriptors(self) -> None:
+    def _set_up_descriptors(self) -> None:
         memory, tss = self.memory, _KERNEL + _TSS_AT
         for selector, descriptor in _SEGMENTS.items():
             _U64.pack_into(memory, _GDT + selector, descriptor)

@@ -20,6 +20,9 @@ _UNMAPPED, _PROTECTED, _UNALIGNED = (6, 7, 8), (12, 13, 14), (19, 20, 21)
 _INVALID, _EXCEPTION = 10, 22
 # Vectors of the Intel SDM, volume 3, table 6-1. Others are of the instruction set's own numbering.
 _UNDEFINED, _PAGE_FAULT = 6, 14
+# On Arm the library tells QEMU's own numbers (EXCP_UDEF, EXCP_SWI, EXCP_BKPT: QEMU 5.0, target/arm/cpu.h), which are
+# here exception classes (ESR_EL1.EC, Arm ARM, DDI 0487, D17.2.37). On RISC-V they are the architecture's.
+_ARM_CLASSES = {1: 0x00, 2: 0x15, 7: 0x3C}
 
 _ARCHES = {
     "x86_64": ("UC_ARCH_X86", ("UC_MODE_64",), "x86_const", "UC_X86_REG_", {"rflags": "EFLAGS"}, "RIP"),
@@ -90,7 +93,7 @@ class Engine(base.Engine):
         return False
 
     def _on_interrupt(self, uc: Any, number: int, data: Any) -> None:
-        self._fault = (number, None)
+        self._fault = (_ARM_CLASSES.get(number) if self.isa.name == "aarch64" else number, None)
         uc.emu_stop()
 
     def run(self, case: Case) -> Outcome:
