@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from vmtest.executors.qemu_board import UNSUPPORTED, Board
+from vmtest.executors.qemu_board import Board
 from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE
 
 __all__ = ["Arm"]
@@ -57,6 +57,6 @@ class Arm(Board):
         """See Board."""
         return vector, error, address if vector in _HAVE_ADDRESS else None
 
-    def is_call(self, vector: int) -> bool:
+    def is_beyond(self, vector: int, end: int) -> bool:
         """See Board."""
-        return vector in (UNSUPPORTED, _SVE, _SME)
+        return vector in (_SVE, _SME)

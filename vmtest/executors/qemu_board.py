@@ -17,7 +17,7 @@ from vmtest.images.catalog import folder
 from vmtest.model.case import Case, Outcome, Patch, differences
 from vmtest.model.isa import CODE, DATA_SIZE, PAGE, Isa
 
-__all__ = ["SLOTS", "TIMEOUT", "UNSUPPORTED", "Board", "runner"]
+__all__ = ["SLOTS", "Board"]
 
 SLOTS = 512
 """The most cases of a batch."""
@@ -28,7 +28,7 @@ _TOLD = struct.Struct("<QQQQQ")  # which pages have been written to; end, vector
 _CODE_MOST = _HEAD - _CODE
 _BATCH = struct.Struct("<QQ")  # how many cases, and which of them runs
 
-TIMEOUT, UNSUPPORTED = 0x100, 0x101
+_TIMEOUT, _UNSUPPORTED = 0x100, 0x101
 """What a runner tells as the vector where it is none."""
 
 
@@ -36,8 +36,8 @@ class Board(ABC):
     """One machine, which a subclass knows, with its instruction set's registers.
 
     ``machine`` and ``cpu`` are QEMU's names, with options; ``arguments`` are further ones, ``firmware`` is what -bios
-    is given, where it is. ``start`` is where RAM begins, ``size`` how much it is; ``control`` and ``slots`` are places
-    in it. ``fetch_faults`` are the vectors of a fetch from where nothing is mapped.
+    is given, where it is. ``size`` is of its RAM, in which ``image``, ``control`` and ``slots`` are places: the runner,
+    where it tells how far it has come, the cases. ``fetch_faults`` are the vectors of a fetch from where nothing is.
     """
 
     machine: str
@@ -72,12 +72,12 @@ class Board(ABC):
         """Vector, error code and address, each None where the exception has none."""
 
     @abstractmethod
-    def is_call(self, vector: int) -> bool:
-        """Whether it was a system call, which an executor does not run, or the runner's UNSUPPORTED."""
+    def is_beyond(self, vector: int, end: int) -> bool:
+        """Whether the exception is what an executor does not run, such as a system call on x86."""
 
     def load(self) -> None:
         """Put into memory what the machine is to find when it starts."""
-        code = runner(self.isa)
+        code = _runner(self.isa)
         self.memory[self.image : self.slots] = code.ljust(self.slots - self.image, b"\0")
         self.set_up()
 
@@ -106,9 +106,9 @@ class Board(ABC):
         """What a case's slot tells after it has run."""
         at = self.slots + _SLOT * number
         pages, end, vector, error, address = _TOLD.unpack_from(self.memory, at + _HEAD)
-        if vector == TIMEOUT:
+        if vector == _TIMEOUT:
             return Outcome("timeout")
-        if self.is_call(vector):
+        if vector == _UNSUPPORTED or self.is_beyond(vector, end):
             return Outcome("unsupported")
         is_end = end == address == CODE + PAGE and vector in self.fetch_faults
         told = (None, None, None) if is_end else self.exception(vector, error, address)
@@ -125,7 +125,7 @@ class Board(ABC):
         return Outcome("ok" if is_end else "exception", self.registers(at), writes, end, *told)
 
 
-def runner(isa: Isa) -> bytes:
+def _runner(isa: Isa) -> bytes:
     """The runner's code, to be put into memory: all that can be executed of its ELF file."""
     path = Path(folder(), "_executors", f"runner_{isa.name}.{isa.name}")
     try:

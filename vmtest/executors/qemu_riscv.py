@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from vmtest.executors.qemu_board import UNSUPPORTED, Board
+from vmtest.executors.qemu_board import Board
 from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE
 
 __all__ = ["Riscv"]
@@ -48,6 +48,6 @@ class Riscv(Board):
         """See Board."""
         return vector, None, address if vector in _HAVE_ADDRESS else None
 
-    def is_call(self, vector: int) -> bool:
+    def is_beyond(self, vector: int, end: int) -> bool:
         """See Board."""
-        return vector == UNSUPPORTED
+        return False

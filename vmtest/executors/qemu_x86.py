@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from functools import cached_property
 
-from vmtest.executors.qemu_board import UNSUPPORTED, Board
+from vmtest.executors.qemu_board import Board
 from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE
 
 __all__ = ["X86"]
@@ -20,6 +20,7 @@ _SETUP, _CASE, _LOW, _HIGH, _HIGH_PD, _USER_PD, _USER_PT = range(0x10000, 0x1700
 _CASE_LOW, _CASE_PD, _CODE_PT, _DATA_PT, _GDT, _IDT, _STACK, _CONTROL = range(0x19000, 0x21000, PAGE)
 _KERNEL, _USER = 0xFFFF_FFFF_8000_0000, 0x4000_0000
 _STUBS, _STUB = _KERNEL + _IMAGE + 0x1000, 16
+_SYSTEM_CALL_ENTRY = _KERNEL + _IMAGE + 0x2000
 _LARGE = 1 << 21
 _PRESENT, _FOR_RING_3, _IS_LARGE = 3, 4, 1 << 7  # and writable (Intel SDM, volume 3, section 4.5)
 _SEGMENTS = {  # section 3.4.5; ring 0: 32-bit code, which leads to 64-bit mode, 64-bit code, data; ring 3: 32-bit code,
@@ -126,6 +127,6 @@ class X86(Board):
         """See Board."""
         return vector, error if vector in _WITH_ERROR else None, address if vector == _PAGE_FAULT else None
 
-    def is_call(self, vector: int) -> bool:
+    def is_beyond(self, vector: int, end: int) -> bool:
         """See Board."""
-        return vector in (UNSUPPORTED, _SYSTEM_CALL)
+        return vector == _SYSTEM_CALL or end == _SYSTEM_CALL_ENTRY  # KVM_PVM enters it in ring 3
