@@ -5,12 +5,17 @@ A newcomer is a file with an Engine, and a row here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
+
 from vmtest.errors import UsageError
 from vmtest.executors.base import Row
+from vmtest.executors.fleet import Fleet
 from vmtest.executors.worker import Executor
 from vmtest.model.isa import Isa
+from vmtest.model.isa import isa as isa_of
 
-__all__ = ["EXECUTORS", "Executor", "executor"]
+__all__ = ["EXECUTORS", "Executor", "Fleet", "available", "executor", "fleet"]
 
 EXECUTORS: dict[str, Row] = {
     row.name: row
@@ -24,17 +29,17 @@ EXECUTORS: dict[str, Row] = {
         ),
         Row(
             name="native",
-            what="the CPU itself, in a traced process with nothing else in it, where no system call gets through",
+            what="the CPU itself, in a process with nothing else in it, where no system call gets through",
             module="vmtest.executors.native",
+            rank=0,
             isas=("x86_64",),
-            blind=("avx", "x87"),
-            # Else the kernel writes to a thread's rseq area, which is unmapped with all else.
-            environment=(("GLIBC_TUNABLES", "glibc.pthread.rseq=0"),),
+            is_program=True,
         ),
         Row(
             name="kvm",
             what="/dev/kvm by itself, without QEMU, in ring 0",
             module="vmtest.executors.kvm",
+            rank=3,
             isas=("x86_64",),
             blind=("avx", "x87"),
         ),
@@ -51,6 +56,8 @@ EXECUTORS: dict[str, Row] = {
             module="vmtest.executors.qemu_kvm",
             isas=("x86_64",),
             argument="the path of a qemu-system binary",
+            rank=4,
+            bulk=False,
         ),
     )
 }
@@ -72,3 +79,14 @@ def executor(name: str, isa: Isa) -> Executor:
         able = [other.name for other in EXECUTORS.values() if isa.name in other.isas]
         raise UsageError(f"{plain} does not run {isa.name}", hint=f"these do: {', '.join(able)}")
     return Executor(row, isa, argument)
+
+
+def available(isa_name: str, *, bulk: bool = False) -> list[str]:
+    """The executors that can run an instruction set on this host; those fast enough for many cases, with ``bulk``."""
+    able = [row for row in EXECUTORS.values() if isa_name in row.isas and (row.bulk or not bulk)]
+    return [row.name for row in able if not import_module(row.module).lacks(isa_of(isa_name))]
+
+
+def fleet(names: Sequence[str], isa: Isa) -> Fleet:
+    """Several executors that run the same cases. Raises as ``executor`` does."""
+    return Fleet([executor(name, isa) for name in dict.fromkeys(names)])

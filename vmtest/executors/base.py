@@ -26,9 +26,11 @@ def uses_vectors(case: Case) -> bool:
 class Engine(ABC):
     """Runs cases of one instruction set. It is made in a worker process, and may take that down with it.
 
-    ``patience`` is the seconds after which a case is stopped, at most twice as many: one takes 20 microseconds.
+    ``survives_fork``: it can be made once, ahead, and each worker process is then forked from there. ``patience`` is
+    the seconds after which a case is stopped, at most twice as many: one takes 20 microseconds.
     """
 
+    survives_fork = False
     patience = 0.05
 
     def __init__(self, isa: Isa) -> None:
@@ -57,16 +59,23 @@ class Engine(ABC):
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """An executor's row in EXECUTORS. ``module`` has its class Engine; ``lacks(isa)``, which says why it cannot be had
-    here and what to do, "" where it can; and ``describes(isa)``, which says what exactly it is here, with its version.
+    here and what to do, "" where it can; and ``describe(isa)``, which says what exactly it is here, with its version.
+    Where it ``is_program`` the module has, in place of an Engine, ``program(isa)``: the path of an executable that is a
+    worker by itself, as images/_executors/native.c says.
+
     ``environment`` is what its worker process is started with. ``blind`` are the groups of registers (Register.group)
-    that it neither sets nor tells. ``argument`` is what may follow its name after a colon, "" for nothing; all three
-    take that as a second argument then.
+    that it neither sets nor tells. ``rank`` is whom to believe where two differ: the lower one. ``bulk`` says that it
+    runs cases by the thousand, and is taken where none is named. ``argument`` is what may follow its name after a
+    colon, "" for nothing; the functions and the Engine take that as a second argument then.
     """
 
     name: str
     what: str
     module: str
     isas: Sequence[str]
+    is_program: bool = False
     blind: tuple[str, ...] = ()
+    rank: int = 5
+    bulk: bool = True
     environment: tuple[tuple[str, str], ...] = ()
     argument: str = ""

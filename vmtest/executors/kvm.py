@@ -22,7 +22,7 @@ from vmtest.host.devices import device_state
 from vmtest.model.case import Case, Outcome, differences
 from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa
 
-__all__ = ["Engine", "describes", "lacks"]
+__all__ = ["Engine", "describe", "lacks"]
 
 _CREATE_VM, _VCPU_MMAP_SIZE, _SUPPORTED_CPUID = 0xAE01, 0xAE04, 0xC008AE05
 _CREATE_VCPU, _SET_MEMORY, _RUN = 0xAE41, 0x4020AE46, 0xAE80
@@ -59,7 +59,7 @@ def lacks(isa: Isa) -> str:
     return f"{state.why} ({state.hint})" if state.why else ""
 
 
-def describes(isa: Isa) -> str:
+def describe(isa: Isa) -> str:
     """Whose KVM it is, and on which CPU."""
     return f"KVM of Linux {os.uname().release}, {model()}"
 

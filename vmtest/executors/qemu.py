@@ -26,7 +26,7 @@ from vmtest.model.arch import ARCHES
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import Isa
 
-__all__ = ["Engine", "describes", "lacks"]
+__all__ = ["Engine", "describe", "lacks"]
 
 _BOARDS = {
     "x86_64": ("vmtest.executors.qemu_x86", "X86"),
@@ -48,7 +48,7 @@ def lacks(isa: Isa, argument: str = "") -> str:
     return ""
 
 
-def describes(isa: Isa, argument: str = "") -> str:
+def describe(isa: Isa, argument: str = "") -> str:
     """Its version, and the CPU that it emulates."""
     version = ".".join(map(str, find(isa, argument).version))
     return f"QEMU {version}, TCG, -cpu {_board(isa).cpu}"

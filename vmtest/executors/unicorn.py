@@ -13,7 +13,7 @@ from vmtest.executors import base
 from vmtest.model.case import Case, Outcome, differences
 from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa
 
-__all__ = ["Engine", "describes", "lacks"]
+__all__ = ["Engine", "describe", "lacks"]
 
 # UC_ERR_* of unicorn.h (2.x): how an access fails, and what cannot be decoded.
 _UNMAPPED, _PROTECTED, _UNALIGNED = (6, 7, 8), (12, 13, 14), (19, 20, 21)
@@ -36,13 +36,15 @@ def lacks(isa: Isa) -> str:
     return "" if find_spec("unicorn") else "the package unicorn is missing (pip install unicorn)"
 
 
-def describes(isa: Isa) -> str:
+def describe(isa: Isa) -> str:
     """The library's version."""
     return f"Unicorn {metadata.version('unicorn')}"
 
 
 class Engine(base.Engine):
     """One emulator for all cases. What the library keeps of one that could be seen by the next is taken back."""
+
+    survives_fork = True
 
     def __init__(self, isa: Isa) -> None:
         super().__init__(isa)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
 import select
-import signal
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -22,10 +18,11 @@ from typing import Self
 
 from vmtest.errors import HostError
 from vmtest.executors.base import Engine, Row
+from vmtest.executors.lives import lives
 from vmtest.model.case import Case, Outcome
-from vmtest.model.isa import Isa, isa
+from vmtest.model.isa import Isa
 
-__all__ = ["Executor"]
+__all__ = ["Executor", "serve"]
 
 BATCH = 512
 """Cases that go to a worker at a time: when it dies, what it had run of them is run again."""
@@ -54,19 +51,20 @@ class Executor:
         """Raises HostError where the executor cannot be had here, with the reason."""
         self.name = f"{row.name}:{argument}" if argument else row.name
         self.isa = isa
+        self.blind, self.rank = frozenset(row.blind), row.rank
         self.deaths = 0
-        self._row = row
-        self._process: subprocess.Popen[bytes] | None = None
+        self._alive = False
         self._depth = 1
         self._idle_deaths = 0
-        self._argument = [argument] if argument else []
+        self._row, self._argument = row, [argument] if argument else []
         if why := import_module(row.module).lacks(isa, *self._argument):
             raise HostError(f"the executor {self.name} cannot be had here: {why}")
+        self._lives = lives(row, isa, argument)
 
     @cached_property
-    def version(self) -> str:
+    def description(self) -> str:
         """What exactly it is here, with its version."""
-        return str(import_module(self._row.module).describes(self.isa, *self._argument))
+        return str(import_module(self._row.module).describe(self.isa, *self._argument))
 
     def run(self, cases: Sequence[Case]) -> list[Outcome]:
         """The outcomes of the cases, in their order. Raises HostError where the worker cannot be started."""
@@ -75,13 +73,13 @@ class Executor:
         sent = 0
         while len(outcomes) < len(cases):
             try:
-                if self._process is None:
+                if not self._alive:
                     self._start()
                 while len(under_way) < self._depth and sent < len(cases):
-                    batch = cases[sent : sent + BATCH]
-                    self._send(batch)
-                    under_way.append(batch)
-                    sent += len(batch)
+                    number, packed = _pack(cases[sent : sent + BATCH])
+                    under_way.append(cases[sent : sent + number])
+                    sent += number
+                    self._send(packed)
                 outcomes += self._answer()
                 under_way.popleft()
             except EOFError:
@@ -102,19 +100,17 @@ class Executor:
         if before := batch[:culprit]:
             try:
                 self._start()
-                self._send(before)
-                found = self._answer()
+                while len(found) < len(before):
+                    self._send(_pack(before[len(found) :])[1])
+                    found += self._answer()
             except EOFError:  # it dies of what an earlier one has left behind
-                return self._recover(before)
+                return found + self._recover(before[len(found) :])
         return [*found, last]
 
     def _bury(self) -> tuple[int | None, Outcome]:
         """Which case of its batch the worker has died of, None where it was idle, and how."""
-        assert self._process is not None
         culprit, busy = TWO.unpack(self._progress[:8])
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        code = self._process.wait()
+        code = self._lives.end()
         self._forget()
         if not busy:
             self._idle_deaths += 1
@@ -136,44 +132,28 @@ class Executor:
         except OSError:
             self._depth = 1
         numbers = (theirs_in, theirs_out, shared)
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            __name__,
-            self._row.module,
-            self.isa.name,
-            *map(str, (*numbers, os.getpid())),
-            *self._argument,
-        ]
         try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=numbers,
-                env={**os.environ, **dict(self._row.environment)},
-                process_group=0,
-            )
+            self._lives.begin(numbers)
+        except OSError as error:
+            self._forget()
+            raise HostError(f"the worker of the executor {self.name} cannot be started: {error}") from None
         finally:
             for number in numbers:
                 os.close(number)
-        self._deaf = False
+        self._alive, self._deaf = True, False
         try:
             _, ready = HEAD.unpack(self._receive(HEAD.size, START))
         except EOFError:
-            self._process.kill()
-            words = self._process.communicate()[1].decode(errors="replace").strip()
+            self._lives.end()
             self._forget()
+            words = self._lives.words()
             raise HostError(
                 f"the worker of the executor {self.name} does not come up", evidence={"its words": words[-4000:]}
             ) from None
         assert ready == READY
 
-    def _send(self, batch: Sequence[Case]) -> None:
-        packed = b"".join([case.pack() for case in batch])
-        view = memoryview(HEAD.pack(len(packed), len(batch)) + packed)
+    def _send(self, packed: bytes) -> None:
+        view = memoryview(packed)
         while view:
             try:
                 view = view[os.write(self._to, view) :]
@@ -214,20 +194,17 @@ class Executor:
         return data
 
     def _forget(self) -> None:
-        assert self._process is not None
-        assert self._process.stderr is not None
-        self._process.stderr.close()
         os.close(self._to)
         os.close(self._from)
         self._progress.close()
-        self._process = None
+        self._alive = False
 
     def close(self) -> None:
         """End the worker; a second time does nothing."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        if self._alive:
+            self._lives.end()
             self._forget()
+        self._lives.close()
 
     def __enter__(self) -> Self:
         return self
@@ -238,10 +215,21 @@ class Executor:
         self.close()
 
 
+def _pack(cases: Sequence[Case]) -> tuple[int, bytes]:
+    """How many of the cases are a batch, and its bytes. It is what a pipe has room for, lest both ends of it wait."""
+    pieces = [case.pack() for case in cases]
+    size = sum(map(len, pieces))
+    while size > ROOM // 2 - HEAD.size and len(pieces) > 1:
+        size -= len(pieces.pop())
+    return len(pieces), HEAD.pack(size, len(pieces)) + b"".join(pieces)
+
+
 # -- the worker's end ------------------------------------------------------------------------------------------------
 
 
-def _serve(engine: Engine, source: int, sink: int, progress: mmap.mmap, parent: int) -> None:
+def serve(engine: Engine, source: int, sink: int, progress: mmap.mmap, parent: int) -> None:
+    """Run what comes in, until no more does or who forked us is gone."""
+
     def mark(index: int) -> None:
         progress[:8] = TWO.pack(index, 1)
 
@@ -276,15 +264,3 @@ def _watch(engine: Engine, progress: mmap.mmap, parent: int) -> None:
         if seen * LOOK >= engine.patience and now != IDLE:
             engine.stop()
             seen = 0
-
-
-def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
-    module, name, source, sink, shared, parent, *argument = sys.argv[1:]
-    progress = mmap.mmap(int(shared), mmap.PAGESIZE)
-    engine: Engine = import_module(module).Engine(isa(name), *argument)
-    _serve(engine, int(source), int(sink), progress, int(parent))
-
-
-if __name__ == "__main__":
-    _main()

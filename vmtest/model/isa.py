@@ -22,13 +22,14 @@ DATA_SIZE = 2 * PAGE
 @dataclass(frozen=True, kw_only=True)
 class Register:
     """``size`` is in bytes. ``value`` is what it holds where a case says nothing. ``group`` is what an executor has, or
-    has not, all of: "avx" or "x87", "" for what each has.
+    has not, all of: "avx" or "x87", "" for what each has. ``kind`` is what it is called when it differs.
     """
 
     name: str
     size: int
     value: int = 0
     group: str = ""
+    kind: str = "registers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +93,8 @@ class Isa:
         }
 
 
-def _row(text: str, size: int, group: str = "") -> tuple[Register, ...]:
-    return tuple(Register(name=name, size=size, group=group) for name in text.split())
+def _row(text: str, size: int, group: str = "", kind: str = "registers") -> tuple[Register, ...]:
+    return tuple(Register(name=name, size=size, group=group, kind=kind) for name in text.split())
 
 
 _STACK = DATA + PAGE
@@ -103,10 +104,10 @@ _YMM = " ".join(f"ymm{number}h" for number in range(16))  # the upper halves
 # As FXSAVE has them (Intel SDM, volume 1, section 10.5.1): the tags are a bit a register, 0 for empty, and st0 is the
 # top of the stack. MMX registers are the low 8 bytes of st0 to st7.
 _X87 = (
-    Register(name="fcw", size=2, value=0x37F, group="x87"),
-    *_row("fsw", 2, "x87"),
-    *_row("ftw", 1, "x87"),
-    *_row(" ".join(f"st{number}" for number in range(8)), 10, "x87"),
+    Register(name="fcw", size=2, value=0x37F, group="x87", kind="fp status"),
+    *_row("fsw", 2, "x87", "fp status"),
+    *_row("ftw", 1, "x87", "fp status"),
+    *_row(" ".join(f"st{number}" for number in range(8)), 10, "x87", "x87"),
 )
 # TF, IOPL, NT, RF, VM, AC, VIF, VIP, ID and the reserved ones: not a program's, or they end the run. IF is on.
 _EFLAGS = {"rflags": (~0xCD5 & (1 << 64) - 1, 0x202)}
@@ -124,10 +125,10 @@ ISAS: dict[str, Isa] = {
                     Register(name=name, size=8, value=_STACK if name == "rsp" else 0)
                     for name in f"{_X86_GENERAL} r8 r9 r10 r11 r12 r13 r14 r15".split()
                 ),
-                Register(name="rflags", size=8, value=0x202),
-                *_row(_XMM, 16),
-                Register(name="mxcsr", size=4, value=0x1F80),
-                *_row(_YMM, 16, "avx"),
+                Register(name="rflags", size=8, value=0x202, kind="flags"),
+                *_row(_XMM, 16, kind="vectors"),
+                Register(name="mxcsr", size=4, value=0x1F80, kind="fp status"),
+                *_row(_YMM, 16, "avx", "vectors"),
                 *_X87,
             ),
         ),
@@ -139,8 +140,8 @@ ISAS: dict[str, Isa] = {
             registers=(
                 *_row(" ".join(f"x{number}" for number in range(31)), 8),
                 Register(name="sp", size=8, value=_STACK),
-                Register(name="nzcv", size=8),
-                *_row(" ".join(f"q{number}" for number in range(32)), 16),
+                Register(name="nzcv", size=8, kind="flags"),
+                *_row(" ".join(f"q{number}" for number in range(32)), 16, kind="vectors"),
             ),
         ),
         Isa(
@@ -148,7 +149,7 @@ ISAS: dict[str, Isa] = {
             what="RV64GC",
             registers=(
                 *(Register(name=f"x{n}", size=8, value=_STACK if n == 2 else 0) for n in range(1, 32)),
-                *_row(" ".join(f"f{number}" for number in range(32)), 8),
+                *_row(" ".join(f"f{number}" for number in range(32)), 8, kind="vectors"),
             ),
         ),
     )
