@@ -16,6 +16,8 @@ PROGRAMS = {
     "_executors/native.c": ("x86_64",),
     "_executors/loops.c": ("x86_64", "aarch64", "riscv64"),
     "_executors/runner_x86_64.S": ("x86_64",),
+    "_executors/runner_aarch64.S": ("aarch64",),
+    "_executors/runner_riscv64.S": ("riscv64",),
 }
 SHARED = {"_executors/loops.c"}
 # No libc: they make their own system calls, so that 0.1 s compiles all targets (musl would take 90 s).

@@ -47,6 +47,13 @@ EXECUTORS: dict[str, Row] = {
             name="qemu",
             what="a whole QEMU under TCG, in user mode; any version of it by qemu:PATH",
             module="vmtest.executors.qemu",
+            isas=("x86_64", "aarch64", "riscv64"),
+            argument="the path of a qemu-system binary",
+        ),
+        Row(
+            name="qemu-kvm",
+            what="the same with KVM, in user mode; any version of it by qemu-kvm:PATH",
+            module="vmtest.executors.qemu_kvm",
             isas=("x86_64",),
             argument="the path of a qemu-system binary",
             rank=4,
