@@ -172,8 +172,9 @@ def test_qemu_ends_with_its_worker() -> None:
     with executor("qemu", X86) as found:
         found.run([Case.parse(INC)])
         (process,) = _qemus()
-        assert found._process is not None
-        os.kill(found._process.pid, signal.SIGKILL)
+        worker = process.parent()
+        assert worker is not None
+        worker.kill()
         assert not psutil.wait_procs([process], timeout=10)[1]
 
 
@@ -187,7 +188,7 @@ def test_any_qemu_by_its_path(tmp_path: Path) -> None:
     with executor(f"qemu:{script}", X86) as found:
         assert found.name == f"qemu:{script}"
         assert found.run([Case.parse(INC)]) == _run(INC)
-        assert found.version == executor("qemu", X86).version
+        assert found.description == executor("qemu", X86).description
     with pytest.raises(UsageError, match="is not a QEMU system emulator"):
         executor("qemu:/bin/true", X86)
     other = shutil.which("qemu-system-aarch64")
