@@ -229,8 +229,9 @@ def test_qemu_ends_with_its_worker() -> None:
     with executor("qemu", X86) as found:
         found.run([Case.parse(INC)])
         (process,) = _qemus()
-        assert found._process is not None
-        os.kill(found._process.pid, signal.SIGKILL)
+        worker = process.parent()
+        assert worker is not None
+        worker.kill()
         assert not psutil.wait_procs([process], timeout=10)[1]
 
 

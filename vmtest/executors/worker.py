@@ -144,8 +144,8 @@ class Executor:
             _, ready = HEAD.unpack(self._receive(HEAD.size, START))
         except EOFError:
             self._lives.end()
-            self._forget()
             words = self._lives.words()
+            self.close()
             raise HostError(
                 f"the worker of the executor {self.name} does not come up", evidence={"its words": words[-4000:]}
             ) from None
@@ -201,7 +201,6 @@ class Executor:
     def close(self) -> None:
         """End the worker; a second time does nothing."""
         if self._alive:
-            self._lives.end()
             self._forget()
         self._lives.close()
 
