@@ -12,13 +12,13 @@ _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
 _TELLING = frozenset(b"\x66\xf0\xf2\xf3")
 # How many bytes an opcode has, with its escapes.
 _SIZES = {b"\x0f": 2, b"\x0f\x38": 3, b"\x0f\x3a": 3, b"\xc5": 3, b"\xc4": 4, b"\x8f": 4, b"\x62": 5}
-# Of the byte behind these the bits that say which table of opcodes it is, and the tables that there are: behind C5 there
-# is only one, and those of 8F are of few CPUs.
+# Of the byte behind these the bits that say which table of opcodes it is, and the tables that there are: one behind C5,
+# and those of 8F are of few CPUs.
 _TABLES = {b"\xc4": (31, (1, 2, 3)), b"\xc5": (0, (0,)), b"\x62": (7, (1, 2, 3, 5, 6)), b"\x8f": (0, ())}
 
 
 def bad_name(code: bytes, bits: int) -> str:
-    """By its opcode and the prefixes that tell, such as "(bad) f2 0fae"; "(bad) lock" where that is all that is wrong."""
+    """By its opcode and the prefixes that tell, such as "(bad) f2 0fae"; "(bad) lock" if that alone is wrong."""
     unchecked = Decoder(bits, code, options=DecoderOptions.NO_INVALID_CHECK).decode()
     if not unchecked.is_invalid and unchecked.has_lock_prefix:
         return f"{BAD} lock"
