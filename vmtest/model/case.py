@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 from vmtest.errors import UsageError
@@ -83,8 +84,12 @@ class Case:
 
     def pack(self) -> bytes:
         """As bytes, of which those who know the instruction set can make it again."""
+        return self._packed
+
+    @cached_property
+    def _packed(self) -> bytes:  # by each executor that runs it
         head = _CASE.pack(len(self.code), len(self.memory)) + self.code + self.state
-        return head + b"".join(_PATCH.pack(at, len(data)) + data for at, data in self.memory)
+        return head + b"".join([_PATCH.pack(at, len(data)) + data for at, data in self.memory])
 
     @classmethod
     def unpack(cls, row: Isa, data: bytes, at: int) -> tuple[Self, int]:
