@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -27,17 +29,18 @@ def _executor(name: str) -> Executor:
         pytest.skip(error.message)
 
 
-def _descriptors() -> set[str]:
-    return {str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.exists()}
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children())
 
 
 def test_python_does_not_start_again() -> None:
     """A worker that a case has killed is another fork of the same process, and no dead one is left below that; of a
     thousand words that a library has for its deaths none is in the way.
     """
+    others = _children()  # of other tests, in the same process
     with executor("unicorn", X86) as found:
         found.run([INC])
-        (forks,) = psutil.Process().children()
+        (forks,) = _children() - others
         seen = set()
         for _ in range(60):
             before, dead, after = found.run([INC, ABORTS, INC])
@@ -46,40 +49,70 @@ def test_python_does_not_start_again() -> None:
             assert worker.status() != psutil.STATUS_ZOMBIE
             seen.add(worker.pid)
         assert len(seen) == 60
-        assert psutil.Process().children() == [forks]
+        assert _children() - others == {forks}
         assert found.deaths == 60
+
+
+LEAVES = """
+import sys
+from pathlib import Path
+import psutil
+from vmtest.errors import HostError
+from vmtest.executors import executor, lives
+from vmtest.model.case import Case
+
+case = Case.parse("x86_64 ffc0 rax=1")
+children = psutil.Process().children
+
+def descriptors():
+    return {str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.exists()}
+
+def check(what, before):
+    assert children() == [], what
+    assert descriptors() == before, what
+
+found = executor(sys.argv[1], case.isa)
+first = found.run([case])
+found.close()  # what is opened once and kept, such as a library, is there now
+found.close()
+before = descriptors()
+assert found.run([case]) == first
+assert children()
+found.close()
+check("after close()", before)
+
+if sys.argv[1] == "unicorn":
+    for where, what, told in (
+        (sys, "executable", "cannot be started: .*No such file"),
+        (lives, "_SERVER", "does not come up"),
+    ):
+        usual = getattr(where, what)
+        setattr(where, what, "/nowhere")
+        try:
+            found.run([case])
+        except HostError as error:
+            print(error.message, error.evidence)
+        setattr(where, what, usual)
+        check(what, before)
+    assert found.run([case]) == first
+    found.close()
+"""
 
 
 @pytest.mark.parametrize("name", [name for name, row in EXECUTORS.items() if "x86_64" in row.isas and row.bulk])
 def test_nothing_is_left(name: str) -> None:
-    """After close() there are no processes and no descriptors that were not there before, and it can be used again."""
-    found = _executor(name)
-    found.run([INC])  # what is opened once and kept, such as a library
-    found.close()
-    found.close()
-    before = _descriptors()
-    first = found.run([INC])
-    assert psutil.Process().children()
-    found.close()
-    assert psutil.Process().children() == []
-    assert _descriptors() == before
-    assert found.run([INC]) == first
-    found.close()
-
-
-def test_nothing_is_left_of_one_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that does not come up leaves no process and no descriptor, and says why."""
-    before = _descriptors()
-    found = executor("unicorn", X86)
-    with monkeypatch.context() as patch, pytest.raises(HostError, match=r"cannot be started: .*No such file"):
-        patch.setattr("vmtest.executors.lives.sys.executable", "/nowhere/python")
-        found.run([INC])
-    monkeypatch.setattr("vmtest.executors.lives._SERVER", "vmtest.nowhere")
-    with pytest.raises(HostError, match="does not come up") as caught:
-        found.run([INC])
-    assert "No module named vmtest.nowhere" in str(caught.value.evidence)
-    assert psutil.Process().children() == []
-    assert _descriptors() == before
+    """After close() there are no processes and no descriptors that were not there before, and it can be used again; a
+    worker that does not come up leaves none either, and says why.
+    """
+    _executor(name)
+    done = subprocess.run([sys.executable, "-c", LEAVES, name], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    if name == "unicorn":
+        cannot, does_not = done.stdout.splitlines()
+        assert cannot.startswith("the worker of the executor unicorn cannot be started: ")
+        assert "No such file" in cannot
+        assert does_not.startswith("the worker of the executor unicorn does not come up")
+        assert "No module named" in does_not
 
 
 @pytest.mark.parametrize("name", ["native", "unicorn"])
@@ -128,9 +161,10 @@ def test_no_core_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (limits[1], limits[1]))
     try:
+        others = _children()
         with executor("unicorn", X86) as found:
             assert found.run([ABORTS])[0].status == "died"
-            (forks,) = psutil.Process().children()
+            (forks,) = _children() - others
             assert forks.rlimit(psutil.RLIMIT_CORE)[0] == 0
     finally:
         resource.setrlimit(resource.RLIMIT_CORE, limits)
