@@ -82,32 +82,41 @@ struct unicorn {
     void **places;  /* where in `state` each is */
     u8 *state;
     int number, pc;
-    u32 drop, is_x86;
+    u32 drop;
+    int access, illegal; /* their vectors, less than 0 where there is none */
+    const int *vectors;  /* of each interrupt, of 256 */
+    ulong *fixed;        /* in `state`, the register of which some bits are no state of the program's */
+    ulong fixed_mask, fixed_value;
     struct outcome fault; /* what the hooks have seen */
 };
 
 /* UC_ERR_* of unicorn.h. Those where an access fails keep no program counter. */
-enum { INVALID = 10, UNDEFINED = 6 };
+enum { INVALID = 10, RAISED = 1u << 31 };
 static int keeps_no_place(int error)
 {
     return (error >= 6 && error <= 8) || (error >= 12 && error <= 14) || (error >= 19 && error <= 21);
 }
 
+static u32 told(int vector) { return vector < 0 ? 0 : VECTOR_TOLD; }
+
 /* Hooks, which Python registers: an access that fails, and an exception or interrupt. */
 int unicorn_fault(void *uc, int access, ulong address, int size, long value, struct unicorn *e)
 {
     (void)uc, (void)access, (void)size, (void)value;
-    e->fault = (struct outcome){ 0, ADDRESS_TOLD | (e->is_x86 ? VECTOR_TOLD : 0), PAGE_FAULT, 0, address, 0 };
+    /* It cuts addresses to 52 bits: of those that the architecture has the upper ones are all alike. */
+    address = (ulong)((long)(address << 12) >> 12);
+    e->fault = (struct outcome){ 0, ADDRESS_TOLD | told(e->access), (u32)e->access, 0, address, 0 };
     return 0;
 }
 
 void unicorn_interrupt(void *uc, u32 number, struct unicorn *e)
 {
-    e->fault = (struct outcome){ 0, VECTOR_TOLD, number, 0, 0, 0 };
+    int vector = number < 256 ? e->vectors[number] : -1;
+    e->fault = (struct outcome){ 0, RAISED | told(vector), (u32)vector, 0, 0, 0 };
     e->stop(uc);
 }
 
-static struct outcome unicorn_case(void *engine, const u8 *state, u32 length, u8 *told)
+static struct outcome unicorn_case(void *engine, const u8 *state, u32 length, u8 *to)
 {
     struct unicorn *e = engine;
     e->restore(e->uc, e->fresh); /* also an exception that it remembers, which would make the next one a double */
@@ -122,12 +131,14 @@ static struct outcome unicorn_case(void *engine, const u8 *state, u32 length, u8
         e->batch.stopped = 0;
         return (struct outcome){ .status = TIMEOUT };
     }
-    copy(told, e->state, e->batch.size);
+    if (e->fixed) *e->fixed = (*e->fixed & ~e->fixed_mask) | e->fixed_value;
+    copy(to, e->state, e->batch.size);
     struct outcome o = e->fault;
     /* On some architectures it fetches what is behind the end. */
     if (o.known & ADDRESS_TOLD && end == END_OF_CODE && o.address == END_OF_CODE) error = 0, o.known = 0;
     o.status = error || o.known ? EXCEPTION : OK;
-    if (error == INVALID) o.known = (o.known & ~(u32)VECTOR_TOLD) | (e->is_x86 ? VECTOR_TOLD : 0), o.vector = UNDEFINED;
+    o.known &= ~(u32)RAISED;
+    if (error == INVALID) o.known = (o.known & ~(u32)VECTOR_TOLD) | told(e->illegal), o.vector = (ulong)e->illegal;
     if (!keeps_no_place(error)) o.known |= END_TOLD, o.end = end;
     return o;
 }

@@ -35,12 +35,12 @@
 /* A slot: XSAVE area, general registers, and what is the same for all instruction sets. */
 .set SLOT_SIZE, 0x3000
 .set GENERAL, 0x340
-.set CODE, 0xe00
-.set PAGES, 0xe40
-.set PC, 0xe48
-.set VECTOR, 0xe50
-.set ERROR, 0xe58
-.set ADDRESS, 0xe60
+.set CODE, 0x600
+.set PAGES, 0x640
+.set PC, 0x648
+.set VECTOR, 0x650
+.set ERROR, 0x658
+.set ADDRESS, 0x660
 .set WINDOW, 0x1000
 
 .set TIMEOUT, 0x100              /* vectors that no exception has */
@@ -59,11 +59,11 @@
 _start:
 	jmp	real_mode
 
-/* Ring 3's part, in the page that ring 3 sees. edi is its view of the slot. */
+/* Ring 3's part, in the page that ring 3 sees. edi is its view of the slot. #UD is what gets back everywhere. */
 .org RING3_LOAD
 .code64
 	xrstor64 [rdi]
-	int	0x80
+	ud2
 .org RING3_STORE
 	xor	eax, eax				/* the case may have left keys that forbid all memory */
 	xor	ecx, ecx
@@ -73,7 +73,7 @@ _start:
 	mov	eax, 7					/* x87 SSE AVX */
 	xor	edx, edx
 	xsave64	[rdi]
-	int	0x80
+	ud2
 
 .org 0x40
 .code16
@@ -150,6 +150,12 @@ idt_high:
 .endr
 
 .org 0x2000
+system_call:						/* with the case's stack: none of it is told */
+	mov	rsp, STACK - 40
+	push	0
+	push	UNSUPPORTED
+	jmp	[PHASE]
+
 tick:
 	push	rax
 	mov	al, 0x20
@@ -172,12 +178,6 @@ end_of_interrupt:
 	out	0x20, al
 	pop	rax
 	iretq
-
-system_call:						/* with the case's stack: none of it is told */
-	mov	rsp, STACK - 40
-	push	0
-	push	UNSUPPORTED
-	jmp	[PHASE]
 
 .macro outb port, value
 	mov	dx, \port
@@ -305,7 +305,7 @@ loaded:
 	mov	rax, [rsp]
 	mov	rsp, STACK
 	mov	r15, [SLOT]
-	cmp	eax, 0x80
+	cmp	eax, 6
 	jne	not_loaded				/* such as an MXCSR that cannot be */
 	mov	eax, CASE_MAP
 	mov	cr3, rax

@@ -252,6 +252,7 @@ def test_worker_killed_from_outside() -> None:
             assert outcomes[-1] == before
 
 
+@pytest.mark.parametrize("name", ["unicorn", "qemu"])
 @pytest.mark.parametrize(
     ("line", "registers"),
     [
@@ -262,9 +263,9 @@ def test_worker_killed_from_outside() -> None:
         ("riscv64 13050001", {"x10": 16}),  # addi x10, x0, 16
     ],
 )
-def test_other_instruction_sets(line: str, registers: dict[str, int] | None) -> None:
-    """Unicorn runs A64 and RV64 as the architectures' manuals say."""
-    (outcome,) = _run("unicorn", line)
+def test_other_instruction_sets(name: str, line: str, registers: dict[str, int] | None) -> None:
+    """A64 and RV64 run as the architectures' manuals say."""
+    (outcome,) = _run(name, line)
     assert outcome.status == "ok"
     if registers is not None:
         said = _registers(line, outcome)
@@ -281,7 +282,7 @@ def test_executors_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         executor("bochs", isa("x86_64"))
     with pytest.raises(UsageError, match="native does not run aarch64") as caught:
         executor("native", isa("aarch64"))
-    assert caught.value.hint == "these do: unicorn"
+    assert caught.value.hint == "these do: unicorn, qemu"
     monkeypatch.setattr("vmtest.executors.native.host_arch", lambda: "aarch64")
     with pytest.raises(HostError, match="the host's CPU is aarch64 and does not run x86_64"):
         executor("native", isa("x86_64"))

@@ -50,6 +50,23 @@ EXCEPTIONS = [
     ("x86_64 0f0b", 6, None, None),
     ("x86_64 d9e8d9eedef99b fcw=0x37b", 16, None, None),  # 1/0 by x87, whose exception is not masked
     ("x86_64 8ed8 rax=0x1003", 13, 0x1000, None),  # a selector beyond the table
+    # Arm ARM (DDI 0487), D17.2.37: class and syndrome, whose low bits are the kind of fault and bit 6 a write.
+    ("aarch64 200040f9 x1=0x1234", 0x24, 6, 0x1234),  # ldr x0, [x1]: no table of level 2
+    ("aarch64 200000f9 x1=0x20002000", 0x24, 0x47, 0x20002000),  # str x0, [x1]: no page
+    ("aarch64 20001fd6 x1=0x30000000", 0x20, 6, 0x30000000),  # br x1
+    ("aarch64 20001fd6 x1=0x20000002", 0x22, 0, 0x20000002),  # to where no instruction can be
+    ("aarch64 210300d4", 0x15, 25, None),  # svc #25
+    ("aarch64 e00020d4", 0x3C, 7, None),  # brk #7
+    ("aarch64 00000000", 0, 0, None),  # udf
+    ("aarch64 000038d5", 0x18, 0x300001, None),  # mrs x0, midr_el1
+    # The RISC-V privileged specification, 3.1.15: causes.
+    ("riscv64 83b00000 x1=0x1234", 13, None, 0x1234),  # ld x1, 0(x1)
+    ("riscv64 23301000", 15, None, 0),  # sd x1, 0(x0)
+    ("riscv64 67800000 x1=0x30000000", 12, None, 0x30000000),  # jr x1
+    ("riscv64 73000000", 8, None, None),  # ecall
+    ("riscv64 73001000", 3, None, None),  # ebreak
+    ("riscv64 00000000", 2, None, None),
+    ("riscv64 73000030", 2, None, None),  # csrw mstatus, x0
 ]
 
 
@@ -80,15 +97,55 @@ def test_whole_state() -> None:
     assert control.writes == ((PAGE, b"\x7f\x02"),)
 
 
-def test_all_registers_come_back() -> None:
+NOTHING = {"x86_64": "90", "aarch64": "1f2003d5", "riscv64": "13000000"}
+OTHERS = {"x86_64": {"ftw": 0xFF, "rflags": 0xCD7}, "aarch64": {"nzcv": 0xA0000000}, "riscv64": {}}
+ENDLESS = {"x86_64": "ebfe", "aarch64": "00000014", "riscv64": "6f000000"}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_all_registers_come_back(name: str) -> None:
     """What a case does not change is told as it began, whatever it was, and what the window had is there."""
-    names = [name for name in X86.places if name not in ("rsp", "rflags", "mxcsr", "fcw", "fsw", "ftw")]
+    row = isa(name)
+    names = [name for name in row.places if name not in ("rflags", "mxcsr", "fcw", "fsw", "ftw", "nzcv")]
     values = {name: (0x0123456789ABCDEF * (n + 3)) & 0x3FFFFFFFFFFFFFFF for n, name in enumerate(names)}
-    state = X86.state(values | {"ftw": 0xFF, "rflags": 0xCD7})
+    state = row.state(values | OTHERS[name])
     memory = ((0, b"first"), (PAGE - 2, b"over"), (2 * PAGE - 4, b"last"))
-    with executor("qemu", X86) as found:
-        (outcome,) = found.run([Case(isa=X86, code=b"\x90", state=state, memory=memory)])
+    with executor("qemu", row) as found:
+        (outcome,) = found.run([Case(isa=row, code=bytes.fromhex(NOTHING[name]), state=state, memory=memory)])
     assert outcome == Outcome("ok", state, (), END)
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_an_endless_case_among_others(name: str) -> None:
+    """On each instruction set what never ends is a timeout by the runner's own timer, and what is behind it runs."""
+    with executor("qemu", isa(name)) as found:
+        nothing, endless = Case.parse(f"{name} {NOTHING[name]}"), Case.parse(f"{name} {ENDLESS[name]}")
+        (before,) = found.run([nothing])
+        (process,) = _qemus()
+        statuses = [outcome.status for outcome in found.run([endless, nothing, endless, nothing])]
+        assert statuses == ["timeout", "ok", "timeout", "ok"]
+        assert found.run([nothing]) == [before]
+        assert _qemus() == [process]
+
+
+# Each writes to the beginning of its window, to that of its page of code, and to control registers; and reads these.
+LEAVES = {
+    "x86_64": ("8907 8906 d92e f3480faed0", "8b07 8b0e f3480faec3", "rdi", "rsi", "rax=0x27f"),
+    "aarch64": ("200000b9400000b903441bd543d01bd5", "240040b9470040b905443bd546d03bd5", "x1", "x2", "x0=5 x3=0x400000"),
+    "riscv64": ("23a0a000 2320a100 73903500", "03a60000 03270100 f3263000", "x1", "x2", "x10=5 x11=0xff"),
+}
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_nothing_is_left_of_a_case(name: str) -> None:
+    """What a case has written to memory and control registers the next one does not see, and finds zeros."""
+    write, read, code, data, values = LEAVES[name]
+    places = f"{code}={CODE:#x} {data}={DATA:#x}"
+    look = Case.parse(f"{name} {read.replace(' ', '')} {places}")
+    wrote, found = _run(f"{name} {write.replace(' ', '')} {places} {values} [4096]=ff", str(look))
+    assert wrote.status == "ok"
+    assert wrote.writes == ((0, wrote.writes[0][1]),)
+    assert found == Outcome("ok", look.state, (), END)
 
 
 def test_batches() -> None:

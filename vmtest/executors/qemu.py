@@ -30,6 +30,8 @@ __all__ = ["Engine", "describe", "lacks"]
 
 _BOARDS = {
     "x86_64": ("vmtest.executors.qemu_x86", "X86"),
+    "aarch64": ("vmtest.executors.qemu_arm", "Arm"),
+    "riscv64": ("vmtest.executors.qemu_riscv", "Riscv"),
 }
 _TRANSLATED = 32
 """MiB for translated code: each case has its own, and QEMU would take a gigabyte for them before it throws any away."""
@@ -40,7 +42,7 @@ _LOOK = 20
 def lacks(isa: Isa, argument: str = "") -> str:
     """Why it cannot be had here, "" where it can."""
     try:
-        _find(isa, argument)
+        find(isa, argument)
     except HostError as error:
         return f"{error.message} ({error.hint})" if error.hint else error.message
     return ""
@@ -48,11 +50,11 @@ def lacks(isa: Isa, argument: str = "") -> str:
 
 def describe(isa: Isa, argument: str = "") -> str:
     """Its version, and the CPU that it emulates."""
-    version = ".".join(map(str, _find(isa, argument).version))
+    version = ".".join(map(str, find(isa, argument).version))
     return f"QEMU {version}, TCG, -cpu {_board(isa).cpu}"
 
 
-def _find(isa: Isa, argument: str) -> Qemu:
+def find(isa: Isa, argument: str) -> Qemu:
     return find_qemu(argument, ARCHES[isa.name].name)
 
 
@@ -72,12 +74,14 @@ class Engine(base.Engine):
     ``argument`` is the QEMU to run, as ``find_qemu`` takes it.
     """
 
+    accelerator = f"tcg,tb-size={_TRANSLATED}"
+    cpu = ""  # the board's
     # The runner's own timer ends what loops: this is for a guest that does not come so far.
     patience = _PATIENCE
 
     def __init__(self, isa: Isa, argument: str = "") -> None:
         super().__init__(isa)
-        self._qemu = _find(isa, argument)
+        self._qemu = find(isa, argument)
         kind = _board(isa)
         self._ram, self._firmware = os.memfd_create("ram"), os.memfd_create("firmware")
         os.truncate(self._ram, kind.size)
@@ -93,7 +97,7 @@ class Engine(base.Engine):
         file = "/proc/self/fd/{}".format
         ram = f"memory-backend-file,id=ram,size={board.size},share=on,mem-path={file(self._ram)}"
         command = [str(self._qemu.path), "-object", ram, "-M", f"{board.machine},memory-backend=ram"]
-        command += ["-m", f"{board.size}B", "-cpu", board.cpu, "-accel", f"tcg,tb-size={_TRANSLATED}"]
+        command += ["-m", f"{board.size}B", "-cpu", self.cpu or board.cpu, "-accel", self.accelerator]
         command += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
         command += ["-chardev", "stdio,id=bell,signal=off", "-serial", "chardev:bell"]
         command += ["-bios", file(self._firmware)] if board.firmware else board.arguments

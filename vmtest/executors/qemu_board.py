@@ -17,18 +17,18 @@ from vmtest.images.catalog import folder
 from vmtest.model.case import Case, Outcome, Patch, differences
 from vmtest.model.isa import CODE, DATA_SIZE, PAGE, Isa
 
-__all__ = ["SLOTS", "TIMEOUT", "UNSUPPORTED", "Board", "runner"]
+__all__ = ["SLOTS", "Board"]
 
 SLOTS = 512
 """The most cases of a batch."""
-_CODE, _HEAD, _WINDOW, _SLOT = 0xE00, 0xE40, PAGE, PAGE + DATA_SIZE
+_CODE, _HEAD, _WINDOW, _SLOT = 0x600, 0x640, PAGE, PAGE + DATA_SIZE
 """In a slot: the last 64 bytes of the page of code, what _GIVEN and _TOLD say, the data window."""
 _GIVEN = struct.Struct("<QQ")  # which pages of the window are given (others are zeros), where the case begins
 _TOLD = struct.Struct("<QQQQQ")  # which pages have been written to; end, vector, error code, address
 _CODE_MOST = _HEAD - _CODE
 _BATCH = struct.Struct("<QQ")  # how many cases, and which of them runs
 
-TIMEOUT, UNSUPPORTED = 0x100, 0x101
+_TIMEOUT, _UNSUPPORTED = 0x100, 0x101
 """What a runner tells as the vector where it is none."""
 
 
@@ -36,19 +36,19 @@ class Board(ABC):
     """One machine, which a subclass knows, with its instruction set's registers.
 
     ``machine`` and ``cpu`` are QEMU's names, with options; ``arguments`` are further ones, ``firmware`` is what -bios
-    is given, where it is. ``start`` is where RAM begins, ``size`` how much it is; ``control`` and ``slots`` are places
-    in it. ``fetch_faults`` are the vectors of a fetch from where nothing is mapped.
+    is given, where it is. ``size`` is of its RAM, in which ``image``, ``control`` and ``slots`` are places: the runner,
+    where it tells how far it has come, the cases. ``fetch_faults`` are the vectors of a fetch from where nothing is.
     """
 
     machine: str
     cpu: str
     arguments: tuple[str, ...] = ()
     firmware = b""
-    start = 0
     size: int
-    fetch_faults: tuple[int, ...]
+    image: int
     control: int
     slots: int
+    fetch_faults: tuple[int, ...]
 
     def __init__(self, isa: Isa, memory: mmap.mmap) -> None:
         self.isa = isa
@@ -56,24 +56,30 @@ class Board(ABC):
         assert isa.code_most <= _CODE_MOST
 
     @abstractmethod
-    def load(self) -> None:
-        """Put into memory what the machine is to find when it starts."""
+    def set_up(self) -> None:
+        """Put into memory the tables that the runner is to find, all else being zeros."""
 
-    @abstractmethod
     def set_registers(self, at: int, state: bytes) -> None:
-        """Write a state into the slot."""
+        """Write a state into the slot there, in the form that the runner wants: usually as it is."""
+        self.memory[at : at + len(state)] = state
 
-    @abstractmethod
     def registers(self, at: int) -> bytes:
-        """The state that the slot has."""
+        """The state that the slot there has."""
+        return self.memory[at : at + self.isa.size]
 
     @abstractmethod
     def exception(self, vector: int, error: int, address: int) -> tuple[int | None, int | None, int | None]:
         """Vector, error code and address, each None where the exception has none."""
 
     @abstractmethod
-    def is_call(self, vector: int) -> bool:
-        """Whether it was a system call, which an executor does not run, or the runner's UNSUPPORTED."""
+    def is_beyond(self, vector: int, end: int) -> bool:
+        """Whether the exception is what an executor does not run, such as a system call on x86."""
+
+    def load(self) -> None:
+        """Put into memory what the machine is to find when it starts."""
+        code = _runner(self.isa)
+        self.memory[self.image : self.slots] = code.ljust(self.slots - self.image, b"\0")
+        self.set_up()
 
     def give(self, cases: Sequence[Case]) -> None:
         """Put a batch into the slots."""
@@ -100,9 +106,9 @@ class Board(ABC):
         """What a case's slot tells after it has run."""
         at = self.slots + _SLOT * number
         pages, end, vector, error, address = _TOLD.unpack_from(self.memory, at + _HEAD)
-        if vector == TIMEOUT:
+        if vector == _TIMEOUT:
             return Outcome("timeout")
-        if self.is_call(vector):
+        if vector == _UNSUPPORTED or self.is_beyond(vector, end):
             return Outcome("unsupported")
         is_end = end == address == CODE + PAGE and vector in self.fetch_faults
         told = (None, None, None) if is_end else self.exception(vector, error, address)
@@ -119,7 +125,7 @@ class Board(ABC):
         return Outcome("ok" if is_end else "exception", self.registers(at), writes, end, *told)
 
 
-def runner(isa: Isa) -> bytes:
+def _runner(isa: Isa) -> bytes:
     """The runner's code, to be put into memory: all that can be executed of its ELF file."""
     path = Path(folder(), "_executors", f"runner_{isa.name}.{isa.name}")
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from functools import cached_property
 
-from vmtest.executors.qemu_board import UNSUPPORTED, Board, runner
+from vmtest.executors.qemu_board import Board
 from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE
 
 __all__ = ["X86"]
@@ -20,6 +20,7 @@ _SETUP, _CASE, _LOW, _HIGH, _HIGH_PD, _USER_PD, _USER_PT = range(0x10000, 0x1700
 _CASE_LOW, _CASE_PD, _CODE_PT, _DATA_PT, _GDT, _IDT, _STACK, _CONTROL = range(0x19000, 0x21000, PAGE)
 _KERNEL, _USER = 0xFFFF_FFFF_8000_0000, 0x4000_0000
 _STUBS, _STUB = _KERNEL + _IMAGE + 0x1000, 16
+_SYSTEM_CALL_ENTRY = _KERNEL + _IMAGE + 0x2000
 _LARGE = 1 << 21
 _PRESENT, _FOR_RING_3, _IS_LARGE = 3, 4, 1 << 7  # and writable (Intel SDM, volume 3, section 4.5)
 _SEGMENTS = {  # section 3.4.5; ring 0: 32-bit code, which leads to 64-bit mode, 64-bit code, data; ring 3: 32-bit code,
@@ -47,19 +48,16 @@ class X86(Board):
 
     machine = "microvm,acpi=off,rtc=off,pit=on,pic=on"
     cpu = "max"
-    size, control, slots = 0x800000, _CONTROL, 0x200000
+    size, image, control, slots = 0x800000, _IMAGE, _CONTROL, 0x200000
     fetch_faults = (_PAGE_FAULT,)
     firmware = (b"\xea" + struct.pack("<HH", _IMAGE, 0)).ljust(16, b"\0").rjust(1 << 16, b"\0")
     """At the reset vector, 16 bytes below its end, a jump to our image."""
 
-    def load(self) -> None:
+    def set_up(self) -> None:
         """See Board."""
-        memory = self.memory
-        image = runner(self.isa)
-        memory[_IMAGE : _IMAGE + len(image)] = image
 
         def entry(table: int, index: int, value: int, kind: int = _PRESENT | _FOR_RING_3) -> None:
-            _U64.pack_into(memory, table + 8 * index, value | kind)
+            _U64.pack_into(self.memory, table + 8 * index, value | kind)
 
         for tables in (_SETUP, _CASE):
             entry(tables, 511, _HIGH)
@@ -79,9 +77,9 @@ class X86(Board):
             entry(_CASE_PD, address // _LARGE, table)
             for place in range(0, size, PAGE):
                 entry(table, place // PAGE, at + place)
-        self._load_descriptors()
+        self._set_up_descriptors()
 
-    def _load_descriptors(self) -> None:
+    def _set_up_descriptors(self) -> None:
         memory, tss = self.memory, _KERNEL + _TSS_AT
         for selector, descriptor in _SEGMENTS.items():
             _U64.pack_into(memory, _GDT + selector, descriptor)
@@ -129,6 +127,6 @@ class X86(Board):
         """See Board."""
         return vector, error if vector in _WITH_ERROR else None, address if vector == _PAGE_FAULT else None
 
-    def is_call(self, vector: int) -> bool:
+    def is_beyond(self, vector: int, end: int) -> bool:
         """See Board."""
-        return vector in (UNSUPPORTED, _SYSTEM_CALL)
+        return vector == _SYSTEM_CALL or end == _SYSTEM_CALL_ENTRY  # KVM_PVM enters it in ring 3

@@ -13,6 +13,16 @@ from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa
 
 __all__ = ["Engine", "describe", "lacks"]
 
+# What an access that fails and what is no instruction are, where the library says so by its error, and what its hook's
+# numbers are. x86: Intel SDM, volume 3, table 6-1. On Arm the library tells QEMU's own (EXCP_UDEF, EXCP_SWI, EXCP_BKPT:
+# QEMU 5.0, target/arm/cpu.h), which are here exception classes (ESR_EL1.EC: Arm ARM, DDI 0487, D17.2.37). On RISC-V
+# they are the architecture's.
+_NONE = -1
+_VECTORS: dict[str, tuple[int, int, dict[int, int]]] = {
+    "x86_64": (14, 6, {number: number for number in range(256)}),
+    "aarch64": (_NONE, 0x00, {1: 0x00, 2: 0x15, 7: 0x3C}),
+    "riscv64": (_NONE, 2, {number: number for number in range(256)}),
+}
 _ARCHES = {
     "x86_64": ("UC_ARCH_X86", ("UC_MODE_64",), "x86_const", "UC_X86_REG_", {"rflags": "EFLAGS"}, "RIP"),
     "aarch64": ("UC_ARCH_ARM64", ("UC_MODE_ARM",), "arm64_const", "UC_ARM64_REG_", {}, "PC"),
@@ -41,7 +51,12 @@ class _Struct(ctypes.Structure):
         ("number", ctypes.c_int),
         ("pc", ctypes.c_int),
         ("drop", ctypes.c_uint32),
-        ("is_x86", ctypes.c_uint32),
+        ("access", ctypes.c_int32),
+        ("illegal", ctypes.c_int32),
+        ("vectors", ctypes.c_void_p),
+        ("fixed", ctypes.c_void_p),
+        ("fixed_mask", ctypes.c_uint64),
+        ("fixed_value", ctypes.c_uint64),
         ("fault", ctypes.c_uint64 * 5),
     )
 
@@ -75,6 +90,10 @@ class Engine(LoopEngine):
         self._fresh = self._uc.context_save()
         self._stop = uclib.uc_emu_stop
 
+        mask, value = isa.fixed.get(isa.flags, (0, 0))
+        access, illegal, vectors = _VECTORS[isa.name]
+        self._vectors = (ctypes.c_int32 * 256)(*(vectors.get(number, _NONE) for number in range(256)))
+
         def function(name: str) -> int | None:
             return ctypes.cast(getattr(uclib, f"uc_{name}"), ctypes.c_void_p).value
 
@@ -95,7 +114,12 @@ class Engine(LoopEngine):
             number=len(numbers),
             pc=getattr(const, prefix + pc),
             drop=unicorn.UC_CTL_IO_WRITE << 30 | 2 << 26 | unicorn.UC_CTL_TB_REMOVE_CACHE,  # what uc_ctl is asked for
-            is_x86=isa.name == "x86_64",
+            access=access,
+            illegal=illegal,
+            vectors=ctypes.addressof(self._vectors),
+            fixed=start + isa.places[isa.flags].start if isa.flags else None,
+            fixed_mask=mask,
+            fixed_value=value,
         )
         self._hooks = [ctypes.c_size_t(), ctypes.c_size_t()]
         for hook, kind, name in zip(
