@@ -250,7 +250,7 @@ ulong on_signal(int number, const int *info, struct frame *f)
     struct world *w = world();
     struct control *c = &w->control;
     (void)info;
-    if (!w->seal && number == SIGALRM) return FLAGS_ON; /* on a slow host, before the start has come to its end */
+    if (!w->seal && number == SIGPROF) return FLAGS_ON; /* on a slow host, before the start has come to its end */
     if (w->seal != seal(c)) leave(DAMAGED);
     if (number == SIGPROF) {
         if (sys(getppid, 0, 0, 0) != c->parent) leave(DONE);
