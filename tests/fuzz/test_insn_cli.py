@@ -56,7 +56,7 @@ def test_json() -> None:
 def test_list() -> None:
     """The executors are listed, with what each runs and its version."""
     rows = _vmtest("list").stdout.splitlines()
-    assert [row.split()[0] for row in rows[2:]] == ["unicorn", "native", "kvm", "qemu"]
+    assert [row.split()[0] for row in rows[2:]] == ["unicorn", "native", "kvm", "qemu", "qemu-kvm"]
     assert re.search(r"QEMU \d+\.\d+\.\d+, TCG, -cpu max$", rows[5])
     assert "aarch64 riscv64" in rows[2]
 

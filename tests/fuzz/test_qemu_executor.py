@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -229,8 +228,9 @@ def test_qemu_ends_with_its_worker() -> None:
     with executor("qemu", X86) as found:
         found.run([Case.parse(INC)])
         (process,) = _qemus()
-        assert found._process is not None
-        os.kill(found._process.pid, signal.SIGKILL)
+        worker = process.parent()
+        assert worker is not None
+        worker.kill()
         assert not psutil.wait_procs([process], timeout=10)[1]
 
 
@@ -244,7 +244,7 @@ def test_any_qemu_by_its_path(tmp_path: Path) -> None:
     with executor(f"qemu:{script}", X86) as found:
         assert found.name == f"qemu:{script}"
         assert found.run([Case.parse(INC)]) == _run(INC)
-        assert found.version == executor("qemu", X86).version
+        assert found.description == executor("qemu", X86).description
     with pytest.raises(UsageError, match="is not a QEMU system emulator"):
         executor("qemu:/bin/true", X86)
     other = shutil.which("qemu-system-aarch64")
@@ -266,6 +266,6 @@ def test_a_qemu_that_does_not_come_up(tmp_path: Path) -> None:
     script = tmp_path / "qemu"
     script.write_text(f'#!/bin/sh\ncase "$*" in *-serial*) set -- -M nonsense;; esac\nexec {usual} "$@"\n')
     script.chmod(0o755)
-    with pytest.raises(HostError) as caught:
-        executor(f"qemu:{script}", X86).run([Case.parse(INC)])
+    with executor(f"qemu:{script}", X86) as found, pytest.raises(HostError) as caught:
+        found.run([Case.parse(INC)])
     assert "unsupported machine type" in str(caught.value.evidence)

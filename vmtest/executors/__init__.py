@@ -49,6 +49,8 @@ EXECUTORS: dict[str, Row] = {
             module="vmtest.executors.qemu",
             isas=("x86_64", "aarch64", "riscv64"),
             argument="the path of a qemu-system binary",
+            rank=4,
+            bulk=False,
         ),
         Row(
             name="qemu-kvm",
@@ -56,7 +58,7 @@ EXECUTORS: dict[str, Row] = {
             module="vmtest.executors.qemu_kvm",
             isas=("x86_64",),
             argument="the path of a qemu-system binary",
-            rank=4,
+            rank=1,
             bulk=False,
         ),
     )
