@@ -148,6 +148,27 @@ def test_nothing_is_left_of_a_case(name: str) -> None:
     assert found == Outcome("ok", look.state, (), END)
 
 
+def test_traces_that_cannot_be_removed() -> None:
+    """Where a case has set flags that only a new QEMU is free of, the next case runs on one. Nobody has died.
+
+    QEMU 7.2 to 10.0 lets an IRETD of ring 3 enter virtual-8086 mode, with all flags, of which VIP stays.
+    """
+    enter = "cf [0x1000]=000000100001000002021200001000200000000000000000000000000000000000000000"
+    with executor("qemu", X86) as found:
+        lines = ("9c", enter, "9c", enter, enter, "9c", enter)
+        outcomes = found.run([Case.parse(f"x86_64 {line}") for line in lines])
+        assert [outcome.status for outcome in outcomes] == [
+            "ok",
+            *["exception", "ok"],
+            *["exception"] * 2,
+            "ok",
+            "exception",
+        ]
+        assert outcomes[0] == outcomes[2] == outcomes[5]
+        assert outcomes[0].writes == ((PAGE - 8, b"\x02\x02"),)
+        assert found.deaths == 0
+
+
 def test_batches() -> None:
     """More cases than a batch has, some of which end early or never, come back in their order, each its own."""
     lines = [f"{INC} rax={n} [{n}]={n % 256:02x}" for n in range(1300)]
@@ -220,6 +241,7 @@ def test_a_guest_that_hangs_twice() -> None:
     engine._board.give = stop_instead  # type: ignore[method-assign]
     outcomes = engine.run_all([Case.parse(INC), Case.parse(INC)], lambda index: None)
     assert [outcome.status for outcome in outcomes] == ["timeout", "ok"]
+    engine.stop()
     engine._bury()
 
 
