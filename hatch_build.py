@@ -13,13 +13,16 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 PROGRAMS = {
     "_agent/agent.c": ("x86_64", "aarch64", "riscv64"),
     "_executors/native.c": ("x86_64",),
+    "_executors/loops.c": ("x86_64", "aarch64", "riscv64"),
     "_executors/runner_x86_64.S": ("x86_64",),
     "_executors/runner_aarch64.S": ("aarch64",),
     "_executors/runner_riscv64.S": ("riscv64",),
 }
+# Those that a process of ours loads are shared, and native.c moves itself to another address.
+MORE = {"_executors/loops.c": ["-fPIC", "-shared"], "_executors/native.c": ["-fPIC", "-static"]}
 # No libc: they make their own system calls, so that 0.1 s compiles all targets (musl would take 90 s).
-FLAGS = "-std=c11 -Os -Wall -Wextra -Werror -ffreestanding -nostdlib -static -s -fno-stack-protector".split()  # noqa: SIM905
-FLAGS += ["-fno-sanitize=all", "-fno-builtin", "-fPIC"]  # native.c moves itself to another address
+FLAGS = "-std=c11 -Os -Wall -Wextra -Werror -ffreestanding -nostdlib -s -fno-stack-protector".split()  # noqa: SIM905
+FLAGS += ["-fno-sanitize=all", "-fno-builtin"]
 
 
 class ProgramsBuildHook(BuildHookInterface[Any]):
@@ -31,6 +34,7 @@ class ProgramsBuildHook(BuildHookInterface[Any]):
             for target in targets:
                 output = source.with_suffix(f".{target}")
                 command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{target}-linux-none", *FLAGS]
+                command += MORE.get(name, ["-static"])
                 subprocess.run([*command, "-o", str(output), str(source)], check=True)
                 self.app.display_info(f"compiled {output.name} ({output.stat().st_size} bytes)")
         if version == "standard":  # an editable installation reads images/ beside the package

@@ -5,7 +5,7 @@
  *
  * It is a worker as vmtest/executors/worker.py describes one: batches of packed cases come in by the descriptor SOURCE,
  * packed outcomes go out by SINK, the number of the case that runs is in the shared page PROGRESS, and it ends when its
- * parent is no longer PARENT. The packed form is that of vmtest/model/case.py, a state that of vmtest/model/isa.py.
+ * parent is no longer PARENT.
  *
  * A case ends with an exception, be it that of coming to its end, and the kernel makes a signal of that. Its frame tells
  * all that there is to know (registers, vectors, trap number, error code, CR2), and to return from it with another
@@ -21,28 +21,16 @@
  *   and ends the case, unless it comes from one of two instructions of ours; and from there too nothing is let through
  *   but six calls, which read from SOURCE and write to SINK alone.
  *
- * No libc, as in ../_agent/agent.c; no variables either: all that changes is in one `struct world`, at a place that is
- * not known before. Numbers and layouts: Linux's uapi headers (asm/sigcontext.h, asm/ucontext.h, linux/seccomp.h), and
- * the Intel SDM, volume 1, sections 10.5.1 and 13.4.
+ * There are no variables: all that changes is in one `struct world`, at a place that is not known before. Numbers and
+ * layouts that packed.h does not have: Linux's uapi headers (asm/sigcontext.h, asm/ucontext.h, linux/seccomp.h).
  */
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long ulong;
+#include "packed.h"
 
-/* vmtest/model/isa.py */
-#define CODE 0x10000000ul
-#define DATA 0x20000000ul
-enum { PAGE = 4096, DATA_SIZE = 2 * PAGE, GENERAL = 17, VECTORS = 16 * 16, HALVES = 16 * 16, X87 = 80,
-       STATE = GENERAL * 8 + VECTORS + 4 + HALVES + 2 + 2 + 1 + X87 };
-#define FLAGS_SHOWN 0xCD5ul
-#define FLAGS_ON 0x202ul
-/* vmtest/model/case.py, vmtest/executors/worker.py */
-enum status { OK, EXCEPTION, UNSUPPORTED, TIMEOUT };
-enum { VECTOR_TOLD = 1, ERROR_TOLD = 2, ADDRESS_TOLD = 4, END_TOLD = 8, APART = 8, OUTCOME = 36, READY = -1 };
+/* vmtest/executors/worker.py */
+#define READY 0xFFFFFFFFu
 
 /* A batch is read as it comes, a piece of at most PAGE * 2 at a time, and answered in one: see OUTPUT. */
-enum { MOST_CASES = 512, INPUT = 1 << 17, MOST_OUTCOME = OUTCOME + STATE + DATA_SIZE + 16, STACK = 1 << 17,
+enum { MOST_CASES = 512, INPUT = 1 << 17, MOST_OUTCOME = OUTCOME + STATE_X86 + DATA_SIZE + 16, STACK = 1 << 17,
        OUTPUT = 8 + MOST_CASES * MOST_OUTCOME };
 /* How we end: what is wrong with what came in, with the world. */
 enum { DONE = 0, NONSENSE = 70, DAMAGED = 71, CANNOT = 72 };
@@ -59,8 +47,8 @@ struct frame { /* struct ucontext, with struct sigcontext in it */
     ulong reserved[8];
     ulong mask;
 };
-enum { FCW = 0, FSW = 2, FTW = 4, FOP = 6, MXCSR = 24, ST = 32, XMM = 160, FEATURES = 472, XSTATE_BV = 512, YMM = 576 };
-enum { WITH_VECTORS = 1, WITH_SS = 6, SSE = 3, AVX = 4, USER_CS = 0x33, USER_SS = 0x2b };
+enum { FEATURES = 472 }; /* of the vectors: which ones there are */
+enum { WITH_VECTORS = 1, WITH_SS = 6, USER_CS = 0x33, USER_SS = 0x2b };
 /* A state's general registers, by their place in `registers`; RFLAGS is behind them. */
 static const u8 order[16] = { 13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7 };
 
@@ -71,7 +59,7 @@ enum { SYS_read = 0, SYS_write = 1, SYS_poll = 7, SYS_mmap = 9, SYS_mprotect = 1
 enum { SIGILL = 4, SIGTRAP = 5, SIGBUS = 7, SIGFPE = 8, SIGSEGV = 11, SIGALRM = 14, SIGSYS = 31 };
 enum { READ = 1, WRITE = 2, EXEC = 4, SHARED = 1, PRIVATE = 2, ANONYMOUS = 0x20, FIXED = 0x100000 /* or not at all */ };
 enum { POLLIN = 1, POLLOUT = 4, EINTR = 4, EAGAIN = 11 };
-enum { NT = 1 << 14, ID = 1 << 21, PAGE_FAULT = 14 };
+enum { NT = 1 << 14, ID = 1 << 21 };
 
 /* The two instructions that may make a system call, and the entry of the handler. A handler begins with the case's NT,
  * AC and ID, which sigreturn does not set: they are cleared, or for a case that goes on, as on_signal() returns them. */
@@ -86,24 +74,12 @@ __asm__(".text\n"
         " push %rax\n popfq\n ret\n"
         ".globl leap\nleap:\n mov %rdx,%rsp\n call *%rsi\n");
 extern long syscall6(long number, long a, long b, long c, long d, long e, long f);
-#define HIDDEN __attribute__((visibility("hidden"))) /* found from where we are, and so still after we have moved */
+/* Hidden ones are found from where we are, and so still after we have moved. */
 extern HIDDEN const char called[], restorer[], returned[], handler[];
 extern HIDDEN const char __executable_start[], _end[]; /* the linker's */
 extern void leap(void *world, void (*to)(void *), void *stack);
 #define sys(n, a, b, c) syscall6(SYS_##n, (long)(a), (long)(b), (long)(c), 0, 0, 0)
 #define sys4(n, a, b, c, d) syscall6(SYS_##n, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
-
-static void copy(void *to, const void *from, ulong n)
-{
-    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
-}
-static void clear(void *to, ulong n)
-{
-    __asm__ volatile("rep stosb" : "+D"(to), "+c"(n) : "a"(0) : "memory");
-}
-/* the compiler may call these two */
-void *memcpy(void *to, const void *from, ulong n) { copy(to, from, n); return to; }
-void *memset(void *to, int c, ulong n) { u8 *t = to; while (n--) *t++ = (u8)c; return to; }
 
 /* ---- the world ------------------------------------------------------------------------------------------------- */
 
@@ -121,8 +97,8 @@ struct world {
         ulong end;         /* of the world */
     } control;
     ulong seal;
-    u8 began[STATE];
-    u8 before[DATA_SIZE]; /* the data window as this case began with it */
+    u8 began[STATE_X86] __attribute__((aligned(16)));
+    u8 before[DATA_SIZE] __attribute__((aligned(16))); /* the data window as this case began with it */
     u8 input[INPUT], output[OUTPUT];
     u8 stack[STACK] __attribute__((aligned(PAGE))), start[PAGE];
 };
@@ -193,57 +169,6 @@ static void answer(struct world *w)
 
 /* ---- one case -------------------------------------------------------------------------------------------------- */
 
-static void set_vectors(const struct world *w, u8 *area, const u8 *from)
-{
-    clear(area, FEATURES - 8); /* also where the last x87 instruction was */
-    copy(area + XMM, from, VECTORS), from += VECTORS;
-    copy(area + MXCSR, from, 4), from += 4;
-    *(u16 *)(area + MXCSR + 2) = 0; /* reserved: to set one is to fail */
-    copy(area + YMM, from, w->control.features & AVX ? HALVES : 0), from += HALVES;
-    copy(area + FCW, from, 5), from += 5;
-    for (int i = 0; i < 8; i++) copy(area + ST + 16 * i, from + 10 * i, 10);
-    clear(area + XSTATE_BV, 64);
-    *(ulong *)(area + XSTATE_BV) = SSE | (w->control.features & AVX); /* and all else (PKRU, AVX-512) as after a reset */
-}
-
-static void tell_vectors(const struct world *w, u8 *to, const u8 *area)
-{
-    copy(to, area + XMM, VECTORS), to += VECTORS;
-    copy(to, area + MXCSR, 4), to += 4;
-    /* A CPU that has no AVX leaves its registers as they were. */
-    const u8 *halves = w->control.features & AVX ? area + YMM : w->began + (GENERAL * 8 + VECTORS + 4);
-    copy(to, halves, HALVES), to += HALVES;
-    copy(to, area + FCW, 5), to += 5;
-    for (int i = 0; i < 8; i++) copy(to + 10 * i, area + ST + 16 * i, 10);
-}
-
-/* What of the data window has changed, as `differences` of case.py tells it; the bytes, and how many patches. */
-static u8 *tell_writes(const struct world *w, u8 *to, u16 *number)
-{
-    const u8 *now = (const u8 *)DATA, *before = w->before;
-    u32 start = 0, end = 0; /* of the patch that may grow */
-    *number = 0;
-    for (u32 at = 0; at < DATA_SIZE; at++) {
-        if (at % 8 == 0)
-            while (at < DATA_SIZE && *(const ulong *)(now + at) == *(const ulong *)(before + at)) at += 8;
-        if (at < DATA_SIZE && now[at] == before[at]) continue;
-        if (end && (at >= DATA_SIZE || at - end >= APART)) {
-            u16 head[2] = { (u16)start, (u16)(end - start) };
-            copy(to, head, 4), copy(to + 4, now + start, end - start);
-            to += 4 + end - start, end = 0, ++*number;
-        }
-        if (at >= DATA_SIZE) return to;
-        if (!end) start = at;
-        end = at + 1;
-    }
-    if (end) {
-        u16 head[2] = { (u16)start, (u16)(end - start) };
-        copy(to, head, 4), copy(to + 4, now + start, end - start);
-        to += 4 + end - start, ++*number;
-    }
-    return to;
-}
-
 static void begin_case(struct world *w, struct frame *f)
 {
     struct control *c = &w->control;
@@ -255,13 +180,13 @@ static void begin_case(struct world *w, struct frame *f)
         if (c->number == 0 || c->number > MOST_CASES) leave(NONSENSE);
     }
     const u8 *head = take(w, 3);
-    u32 length = head[0], patches = head[1] | (u32)head[2] << 8;
+    u32 length = head[0], patches = get16(head + 1);
     clear((void *)CODE, PAGE), copy((u8 *)CODE + PAGE - length, take(w, length), length);
-    copy(w->began, take(w, STATE), STATE);
+    copy(w->began, take(w, STATE_X86), STATE_X86);
     clear(w->before, DATA_SIZE);
     while (patches--) {
         const u8 *p = take(w, 4);
-        u32 at = p[0] | (u32)p[1] << 8, size = p[2] | (u32)p[3] << 8;
+        u32 at = get16(p), size = get16(p + 2);
         if (at + size > DATA_SIZE) leave(NONSENSE);
         copy(w->before + at, take(w, size), size);
     }
@@ -275,7 +200,7 @@ static void begin_case(struct world *w, struct frame *f)
     f->uc_flags = WITH_VECTORS | WITH_SS;
     f->mask = ~(1ul << (SIGILL - 1) | 1ul << (SIGTRAP - 1) | 1ul << (SIGBUS - 1) | 1ul << (SIGFPE - 1)
                 | 1ul << (SIGSEGV - 1) | 1ul << (SIGALRM - 1) | 1ul << (SIGSYS - 1));
-    set_vectors(w, f->vectors, w->began + GENERAL * 8);
+    set_vectors(f->vectors, w->began, c->features);
     c->progress[0] = c->number - c->left, c->progress[1] = 1;
     c->left--, c->serial++, c->running = 1;
 }
@@ -283,32 +208,26 @@ static void begin_case(struct world *w, struct frame *f)
 static void end_case(struct world *w, const struct frame *f, enum status status)
 {
     struct control *c = &w->control;
-    u8 *to = w->output + c->answered;
-    ulong told[4] = { f->trap, 0, 0, f->rip }; /* vector, error, address, end */
-    u8 known = END_TOLD;
-    u16 writes = 0;
-    if (status == EXCEPTION && f->trap == PAGE_FAULT && f->rip == CODE + PAGE && f->cr2 == CODE + PAGE) status = OK;
-    if (status == EXCEPTION) {
-        known |= VECTOR_TOLD;
-        /* Those that have an error code: Intel SDM, volume 3, table 6-1. */
-        if (f->trap < 32 && 1u << f->trap & 0x227D00) known |= ERROR_TOLD, told[1] = f->error;
-        if (f->trap == PAGE_FAULT) known |= ADDRESS_TOLD, told[2] = f->cr2;
-    } else {
-        told[0] = 0;
+    struct outcome o = { status, 0, f->trap, f->error, f->cr2, f->rip };
+    if (status == EXCEPTION && f->trap == PAGE_FAULT && f->rip == END_OF_CODE && f->cr2 == END_OF_CODE) o.status = OK;
+    if (o.status == OK) o.known = END_TOLD;
+    if (o.status == EXCEPTION) {
+        o.known = END_TOLD | VECTOR_TOLD;
+        if (f->trap < 32 && 1ul << f->trap & WITH_ERROR) o.known |= ERROR_TOLD;
+        if (f->trap == PAGE_FAULT) o.known |= ADDRESS_TOLD;
     }
-    u8 *state = to + OUTCOME, *end = state;
-    if (status == OK || status == EXCEPTION) {
-        ulong general[GENERAL];
+    u8 *to = w->output + c->answered, *end = to + OUTCOME;
+    u32 patches = 0;
+    if (o.known) {
+        u8 *state = end;
+        copy(state, w->began, STATE_X86);
+        ulong *general = (ulong *)state;
         for (int i = 0; i < 16; i++) general[i] = f->registers[order[i]];
         general[16] = (f->rflags & FLAGS_SHOWN) | FLAGS_ON;
-        copy(state, general, sizeof general);
-        tell_vectors(w, state + sizeof general, f->vectors);
-        end = tell_writes(w, state + STATE, &writes);
-    } else {
-        known = 0, told[3] = 0;
+        tell_vectors(state, f->vectors, c->features);
+        end = put_patches(state + STATE_X86, w->before, (const u8 *)DATA, &patches);
     }
-    to[0] = status, to[1] = known;
-    copy(to + 2, told, sizeof told), copy(to + 34, &writes, 2);
+    put_head(to, &o, patches);
     c->answered += (u32)(end - to);
     c->running = 0;
 }
@@ -331,6 +250,7 @@ ulong on_signal(int number, const int *info, struct frame *f)
     struct world *w = world();
     struct control *c = &w->control;
     (void)info;
+    if (!w->seal && number == SIGALRM) return FLAGS_ON; /* on a slow host, before the start has come to its end */
     if (w->seal != seal(c)) leave(DAMAGED);
     if (number == SIGALRM) {
         if (sys(getppid, 0, 0, 0) != c->parent) leave(DONE);
@@ -411,8 +331,8 @@ static void settle(void *place)
     check(sys(setitimer, 0, half, 0), "a clock");
     refuse_system_calls(c);
     c->progress[0] = 0, c->progress[1] = 0;
-    copy(w->output, (u32[2]){ 0, (u32)READY }, 8);
-    c->answered = 8, c->number = (u32)READY;
+    copy(w->output, (u32[2]){ 0, READY }, 8);
+    c->answered = 8, c->number = READY;
     answer(w);
     c->number = 0;
     w->seal = seal(c);
@@ -455,7 +375,7 @@ void begin(long *stack)
 {
     char **args = (char **)(stack + 1);
     ulong none[2] = { 0, 0 }, draw = 0, image = (ulong)_end - (ulong)__executable_start;
-    if (stack[0] != 6 || number(args[1]) != STATE) check(-1, "nothing: these arguments are for another version");
+    if (stack[0] != 6 || number(args[1]) != STATE_X86) check(-1, "nothing: these arguments are for another version");
     check(sys(setrlimit, 4 /* RLIMIT_CORE */, none, 0), "to leave no core");
     check(sys(getrandom, &draw, 8, 0), "a random number");
     image = (image + PAGE - 1) & -(ulong)PAGE;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
@@ -79,6 +80,7 @@ def _fork(make: Callable[[], Engine], control: socket.socket, parent: int) -> No
 
 def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # nobody wants a file of each death
     module, name, control, parent, *argument = sys.argv[1:]
     kind: type[Engine] = import_module(module).Engine
     row = isa(name)

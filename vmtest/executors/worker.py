@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from vmtest.errors import HostError
-from vmtest.executors.base import Engine, Row
+from vmtest.executors.base import RUNS, Engine, Row
 from vmtest.executors.lives import lives
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import Isa
@@ -35,8 +35,7 @@ START = 30.0
 HEAD = struct.Struct("<II")  # bytes that follow, and what they are of: cases or outcomes
 ROOM = 1 << 20
 """Bytes that a pipe should hold: two batches of any instruction set."""
-TWO = struct.Struct("<II")  # the case that runs, by its place in its batch, and whether one does
-IDLE = TWO.pack(0, 0)
+IDLE = RUNS.pack(0, 0)
 READY = 0xFFFFFFFF
 
 
@@ -109,7 +108,7 @@ class Executor:
 
     def _bury(self) -> tuple[int | None, Outcome]:
         """Which case of its batch the worker has died of, None where it was idle, and how."""
-        culprit, busy = TWO.unpack(self._progress[:8])
+        culprit, busy = RUNS.unpack(self._progress[:8])
         code = self._lives.end()
         self._forget()
         if not busy:
@@ -145,8 +144,8 @@ class Executor:
             _, ready = HEAD.unpack(self._receive(HEAD.size, START))
         except EOFError:
             self._lives.end()
-            self._forget()
             words = self._lives.words()
+            self.close()
             raise HostError(
                 f"the worker of the executor {self.name} does not come up", evidence={"its words": words[-4000:]}
             ) from None
@@ -202,7 +201,6 @@ class Executor:
     def close(self) -> None:
         """End the worker; a second time does nothing."""
         if self._alive:
-            self._lives.end()
             self._forget()
         self._lives.close()
 
@@ -229,24 +227,14 @@ def _pack(cases: Sequence[Case]) -> tuple[int, bytes]:
 
 def serve(engine: Engine, source: int, sink: int, progress: mmap.mmap, parent: int) -> None:
     """Run what comes in, until no more does or who forked us is gone."""
-
-    def mark(index: int) -> None:
-        progress[:8] = TWO.pack(index, 1)
-
     threading.Thread(target=_watch, args=(engine, progress, parent), daemon=True).start()
     with os.fdopen(source, "rb") as cases, os.fdopen(sink, "wb") as answers:
         answers.write(HEAD.pack(0, READY))
         answers.flush()
         while head := cases.read(HEAD.size):
             size, number = HEAD.unpack(head)
-            data, at = cases.read(size), 0
-            batch = []
-            for _ in range(number):
-                case, at = Case.unpack(engine.isa, data, at)
-                batch.append(case)
-            outcomes = engine.run_all(batch, mark)
+            answer = engine.run_packed(cases.read(size), number, progress)
             progress[:8] = IDLE
-            answer = b"".join([outcome.pack() for outcome in outcomes])
             answers.write(HEAD.pack(len(answer), number) + answer)
             answers.flush()
 

@@ -29,7 +29,7 @@ from vmtest.forms.x86_encode import Template
 from vmtest.forms.x86_features import cpuid_cases, features_said
 from vmtest.forms.x86_rules import APPROXIMATE, BANNED, ELSEWHERE, RULES, UNDEFINED, alike
 from vmtest.model.case import Case, Outcome
-from vmtest.model.isa import Isa
+from vmtest.model.isa import CODE, Isa
 
 __all__ = ["REGISTERS", "Table"]
 
@@ -157,7 +157,8 @@ class Table(Forms):
                 found.add("privileged")
             if one.flow_control != FlowControl.NEXT and 0x66 in case.code[: one.len]:
                 found.add("size of a branch")
-            if not _is_canonical(target(case, one) or 0):
+            into_zeros = CODE <= one.near_branch_target < case.start  # which are add [rax],al
+            if not _is_canonical(target(case, one) or 0) or (into_zeros and not _is_canonical(_accumulator(case))):
                 found.add("not canonical")
             for address, size, aligned in accesses(case, one):
                 if not _is_canonical(address) or not _is_canonical(address + size - 1):
@@ -214,6 +215,10 @@ def _bad(code: bytes, bits: int) -> str:
             [BAD, *prefixes, escape.hex(), f"map {code[at + 1] & bits_of_map}", code[at:][size - 1 : size].hex()]
         )
     return " ".join([BAD, *prefixes, code[at : at + size].hex()])
+
+
+def _accumulator(case: Case) -> int:
+    return int.from_bytes(case.state[case.isa.places[case.isa.registers[0].name]], "little")
 
 
 def _is_canonical(address: int) -> bool:

@@ -125,13 +125,14 @@ class Executors:
 
 
 @pytest.fixture
-def executors(
-    request: pytest.FixtureRequest, record_property: Callable[[str, object], None], tmp_path: Path
-) -> Iterator[Executors]:
+def executors(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Executors]:
     """Run instructions on several executors: ``executors.run("x86_64 ffc0")``, ``executors.assert_same(...)``,
     ``executors.fuzz(cases=10_000, baseline="known.jsonl")``; see vmtest insn list.
     """
-    found = Executors(record_property, request.config.getoption("vm_accept"), tmp_path / "findings")
+    properties = request.node.user_properties
+    found = Executors(
+        lambda *pair: properties.append(pair), request.config.getoption("vm_accept"), tmp_path / "findings"
+    )
     try:
         yield found
     finally:
