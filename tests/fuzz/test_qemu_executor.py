@@ -148,6 +148,23 @@ def test_nothing_is_left_of_a_case(name: str) -> None:
     assert found == Outcome("ok", look.state, (), END)
 
 
+# Each jumps to its window, where it adds 1 or 2 to a register, and jumps to the end.
+JUMPS = {
+    "x86_64": (f"ffe0 rax={DATA:#x} rcx={END:#x}", ("ffc3ffe1", "83c302ffe1"), "rbx"),
+    "aarch64": (f"20001fd6 x1={DATA:#x} x2={END:#x}", ("0004009140001fd6", "0008009140001fd6"), "x0"),
+    "riscv64": (f"67800000 x1={DATA:#x} x5={END:#x}", ("1305150067800200", "1305250067800200"), "x10"),
+}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_code_in_the_window(name: str) -> None:
+    """Code that a case has in its window runs, and not what was translated of the one before at the same place."""
+    case, codes, register = JUMPS[name]
+    outcomes = _run(*(f"{name} {case} [0]={code}" for code in codes * 2))
+    assert [outcome.status for outcome in outcomes] == ["ok"] * 4
+    assert [isa(name).said(outcome.state)[register] for outcome in outcomes] == [1, 2, 1, 2]
+
+
 def test_traces_that_cannot_be_removed() -> None:
     """Where a case has set flags that only a new QEMU is free of, the next case runs on one. Nobody has died.
 
@@ -276,8 +293,13 @@ def test_any_qemu_by_its_path(tmp_path: Path) -> None:
 
 
 def test_no_qemu_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where there is no QEMU for an instruction set the error says so, and what installs it."""
+    """Where there is no QEMU for an instruction set, or nothing that ends it, the error says so, and what to do."""
+    setpriv = shutil.which("setpriv")
+    assert setpriv is not None
     monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError, match="cannot be had here: setpriv is missing"):
+        executor("qemu", X86)
+    (tmp_path / "setpriv").symlink_to(setpriv)
     with pytest.raises(HostError, match=r"cannot be had here: qemu-system-x86_64 is not on PATH.*install"):
         executor("qemu", X86)
 
