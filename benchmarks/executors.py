@@ -148,10 +148,7 @@ def raw(found: Executor, cases: Sequence[Case], told: dict[str, int]) -> float:
     seconds = time.perf_counter() - start
     ok = 0
     for number, data in answers:
-        at = 0
-        for _ in range(number):
-            outcome, at = Outcome.unpack(X86, data, at)
-            ok += outcome.status == "ok"
+        ok += sum(outcome.status == "ok" for outcome in Outcome.unpack(X86, data, number))
     told[f"{found.name} raw"] = ok
     return seconds
 
