@@ -70,12 +70,17 @@ def run(
 
 @insn.command("list")
 def list_() -> None:
-    """List the executors, what each can run, and whether it can be had here."""
+    """List the executors, what each can run, and what it is here, or why it cannot be had."""
     from tabulate import tabulate
 
     from vmtest.executors import EXECUTORS
 
-    rows = [(row.name, row.what, " ".join(row.isas), _lacks(name) or "yes") for name, row in EXECUTORS.items()]
+    rows = []
+    for name, row in EXECUTORS.items():
+        here: dict[str, list[str]] = {}
+        for isa_name in row.isas:
+            here.setdefault(_lacks(name, isa_name) or _describe(name, isa_name), []).append(isa_name)
+        rows += [(name, row.what, " ".join(isas), what) for what, isas in here.items()]
     click.echo(tabulate(rows, headers=("executor", "what", "runs", "here")))
 
 
@@ -88,15 +93,21 @@ def _names(said: str | None, isa_name: str) -> list[str]:
         if not names:
             raise UsageError("--executors names none", hint=f"known: {', '.join(EXECUTORS)}")
         return list(dict.fromkeys(names))
-    names = [name for name, row in EXECUTORS.items() if isa_name in row.isas and not _lacks(name)]
+    names = [name for name, row in EXECUTORS.items() if isa_name in row.isas and not _lacks(name, isa_name)]
     if not names:
         raise HostError(f"no executor for {isa_name} can be had here", hint="vmtest insn list")
     return names
 
 
-def _lacks(name: str) -> str:
+def _lacks(name: str, isa_name: str) -> str:
     from vmtest.executors import EXECUTORS
     from vmtest.model.isa import isa
 
-    row = EXECUTORS[name]
-    return str(import_module(row.module).lacks(isa(row.isas[0])))
+    return str(import_module(EXECUTORS[name].module).lacks(isa(isa_name)))
+
+
+def _describe(name: str, isa_name: str) -> str:
+    from vmtest.executors import EXECUTORS
+    from vmtest.model.isa import isa
+
+    return str(import_module(EXECUTORS[name].module).describe(isa(isa_name)))

@@ -35,8 +35,13 @@ EXECUTORS: dict[str, Row] = {
             name="kvm",
             what="/dev/kvm by itself, without QEMU, in ring 0",
             module="vmtest.executors.kvm",
-            isas=("x86_64",),
-            blind=("avx", "x87"),
+            isas=("x86_64", "x86_32", "x86_16"),
+        ),
+        Row(
+            name="kvm-user",
+            what="the same in ring 3",
+            module="vmtest.executors.kvm_user",
+            isas=("x86_64", "x86_32", "x86_16"),
         ),
     )
 }

@@ -40,9 +40,10 @@ class Engine(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """An executor's row in EXECUTORS. ``module`` has its class Engine, and ``lacks(isa)``, which says why it cannot be
-    had here and what to do, "" where it can. ``environment`` is what its worker process is started with. ``blind`` are
-    the groups of registers (Register.group) that it neither sets nor tells.
+    """An executor's row in EXECUTORS. ``module`` has its class Engine; ``lacks(isa)``, which says why it cannot be had
+    here and what to do, "" where it can; and ``describe(isa)``, which says what it is here. ``environment`` is what its
+    worker process is started with. ``blind`` are the groups of registers (Register.group) that it neither sets nor
+    tells.
     """
 
     name: str

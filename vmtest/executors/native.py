@@ -11,8 +11,10 @@ import contextlib
 import ctypes
 import mmap
 import os
+import re
 import signal
 import struct
+from pathlib import Path
 from typing import Any
 
 from vmtest.executors import base
@@ -20,7 +22,7 @@ from vmtest.host import host_arch
 from vmtest.model.case import Case, Outcome, differences
 from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa
 
-__all__ = ["Engine", "lacks"]
+__all__ = ["Engine", "describe", "lacks"]
 
 # sys/ptrace.h, sys/user.h and asm-generic/siginfo.h of Linux on x86-64.
 _TRACEME, _GETREGS, _SETREGS, _GETFPREGS, _SYSEMU, _GETSIGINFO = 0, 12, 13, 14, 31, 0x4202
@@ -58,6 +60,12 @@ def lacks(isa: Isa) -> str:
     if host_arch() != isa.name:
         return f"the host's CPU is {host_arch()} and does not run {isa.name}"
     return ""
+
+
+def describe(isa: Isa, argument: str = "") -> str:
+    """What it is here: the CPU's name."""
+    model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return model[1] if model else host_arch()
 
 
 class Engine(base.Engine):

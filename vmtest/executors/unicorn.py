@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,7 +13,7 @@ from vmtest.executors import base
 from vmtest.model.case import Case, Outcome, differences
 from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa
 
-__all__ = ["Engine", "lacks"]
+__all__ = ["Engine", "describe", "lacks"]
 
 # UC_ERR_* of unicorn.h (2.x): how an access fails, and what cannot be decoded.
 _UNMAPPED, _PROTECTED, _UNALIGNED = (6, 7, 8), (12, 13, 14), (19, 20, 21)
@@ -30,6 +31,11 @@ _ARCHES = {
 def lacks(isa: Isa) -> str:
     """Why it cannot be had here, "" where it can."""
     return "" if find_spec("unicorn") else "the package unicorn is missing (pip install unicorn)"
+
+
+def describe(isa: Isa, argument: str = "") -> str:
+    """What it is here: the library's version."""
+    return f"Unicorn {version('unicorn')}"
 
 
 class Engine(base.Engine):

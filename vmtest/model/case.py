@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from vmtest.errors import UsageError
-from vmtest.model.isa import CODE, DATA_SIZE, PAGE, Isa, isa
+from vmtest.model.isa import DATA_SIZE, PAGE, Isa, isa
 
 __all__ = ["Case", "Outcome", "Patch", "differences"]
 
@@ -40,7 +40,7 @@ class Case:
     @property
     def start(self) -> int:
         """The address of its first instruction."""
-        return CODE + PAGE - len(self.code)
+        return self.isa.code + PAGE - len(self.code)
 
     @property
     def window(self) -> bytes:
