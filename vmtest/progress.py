@@ -16,9 +16,15 @@ class Progress(Protocol):
     def bytes(self, done: int, total: int | None) -> None:
         """Of the step under way, ``done`` bytes of ``total`` (None where unknown) are through."""
 
+    def note(self, text: str) -> None:
+        """Of the step under way, how far it is; said again and again, shown as often as is bearable."""
+
 
 class _Silent:
     def step(self, text: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass
 
     def bytes(self, done: int, total: int | None) -> None:

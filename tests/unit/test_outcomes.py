@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from vmtest.compare.outcomes import aspects, verdict
-from vmtest.forms.x86 import disassembly, undefined_flags
+from vmtest.forms import forms
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import CODE, PAGE
 from vmtest.report.insn import side_by_side
 
 END = CODE + PAGE
+
+X86 = forms("x86_64")
 
 
 def _ok(case: Case, **registers: int) -> Outcome:
@@ -32,11 +34,11 @@ def test_who_stands_alone() -> None:
 def test_undefined_flags_are_no_difference() -> None:
     """What the manual leaves undefined is not compared; what a later instruction defines is."""
     shift = Case.parse("x86_64 c1e003")  # shl eax,3: OF and AF
-    assert undefined_flags(shift) == 0x810
+    assert X86.undefined(shift) == {"rflags": 0x810}
     assert _said(shift, a=_ok(shift, rflags=0x800), b=_ok(shift)) == ""
     assert _said(shift, a=_ok(shift, rflags=0x001), b=_ok(shift)) == "they differ: rflags"
     then_add = Case.parse("x86_64 c1e00301d8")
-    assert undefined_flags(then_add) == 0
+    assert X86.undefined(then_add) == {}
     assert _said(then_add, a=_ok(then_add, rflags=0x800), b=_ok(then_add)) == "they differ: rflags"
 
 
@@ -78,7 +80,7 @@ def test_privileged_instructions() -> None:
 def test_table() -> None:
     """The table has the case, its text, what began and came of each register that changed, and the verdict."""
     case = Case.parse("x86_64 4801d8 rax=1 rbx=2")
-    assert disassembly(case) == ["add rax,rbx"]
+    assert X86.text(case.code, case.start) == ["add rax,rbx"]
     table, differs = side_by_side(case, {"one": _ok(case, rax=3, rbx=2), "two": _ok(case, rax=4, rbx=2)})
     assert differs
     lines = table.splitlines()
@@ -92,5 +94,5 @@ def test_table() -> None:
 def test_bad_code_as_text() -> None:
     """What is no instruction is shown as such, and has no flags to leave undefined."""
     case = Case.parse("x86_64 06")
-    assert disassembly(case) == ["(bad)"]
-    assert undefined_flags(case) == 0
+    assert X86.text(case.code, case.start) == ["(bad)"]
+    assert X86.undefined(case) == {}

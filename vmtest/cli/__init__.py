@@ -21,6 +21,8 @@ COMMANDS = {
     "image": "vmtest.cli.image",
     "snapshot": "vmtest.cli.snapshot",
     "insn": "vmtest.cli.insn",
+    "fuzz": "vmtest.cli.fuzz",
+    "replay": "vmtest.cli.replay",
 }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import import_module
 
 import click
 
 from vmtest.errors import HostError, UsageError
 
-__all__ = ["insn"]
+__all__ = ["insn", "names_of"]
 
 
 @click.group()
@@ -29,6 +30,7 @@ def insn() -> None:
 @click.option("--set", "registers", metavar="REGISTER=NUMBER", multiple=True, help="what a register begins with")
 @click.option("--mem", "memory", metavar="PLACE=HEX", multiple=True, help="bytes of the data window at 0x20000000")
 @click.option("--executors", metavar="NAMES", help="which, with commas  [all that can run it here]")
+@click.option("--qemu", "qemus", metavar="BINARY", multiple=True, help="add the executor qemu:BINARY; more than once")
 @click.option("--json", "as_json", is_flag=True, help="print a JSON object instead of a table")
 def run(
     words: tuple[str, ...],
@@ -36,6 +38,7 @@ def run(
     registers: tuple[str, ...],
     memory: tuple[str, ...],
     executors: str | None,
+    qemus: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Run one case on each executor, and print what came of it side by side.
@@ -45,7 +48,7 @@ def run(
 
     The exit code is 1 where there is a difference that counts.
     """
-    from vmtest.executors import executor
+    from vmtest.executors import fleet
     from vmtest.model.case import Case
     from vmtest.model.isa import ISAS
     from vmtest.report.insn import side_by_side
@@ -55,11 +58,9 @@ def run(
         line.insert(0, isa_name)
     places = [f"[{place.partition('=')[0]}]={place.partition('=')[2]}" for place in memory]
     case = Case.parse(" ".join([*line, *registers, *places]))
-    outcomes = {}
-    for name in _names(executors, case.isa.name):
-        with executor(name, case.isa) as found:
-            (outcomes[name],) = found.run([case])
-    table, differs = side_by_side(case, outcomes)
+    with fleet(names_of(executors, case.isa.name, qemus), case.isa) as several:
+        outcomes = {name: outcome for name, (outcome,) in several.run([case]).items()}
+        table, differs = side_by_side(case, outcomes, several.blind)
     if as_json:
         said = {name: outcome.as_dict(case.isa) for name, outcome in outcomes.items()}
         click.echo(json.dumps({"case": str(case), "differs": differs, "outcomes": said}, indent=2))
@@ -84,19 +85,20 @@ def list_() -> None:
     click.echo(tabulate(rows, headers=("executor", "what", "runs", "here")))
 
 
-def _names(said: str | None, isa_name: str) -> list[str]:
-    """The executors that were asked for, or all that can be had. Raises UsageError where that is none."""
+def names_of(said: str | None, isa_name: str, qemus: Sequence[str] = ()) -> list[str]:
+    """The executors that were asked for, or all that can be had and are fast. Raises UsageError where that is none."""
     from vmtest.executors import EXECUTORS
 
+    more = [f"qemu:{path}" for path in qemus]
     if said is not None:
         names = [name.strip() for name in said.split(",") if name.strip()]
         if not names:
             raise UsageError("--executors names none", hint=f"known: {', '.join(EXECUTORS)}")
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys(names + more))
     names = [name for name, row in EXECUTORS.items() if isa_name in row.isas and not _lacks(name, isa_name)]
     if not names:
         raise HostError(f"no executor for {isa_name} can be had here", hint="vmtest insn list")
-    return names
+    return names + more
 
 
 def _lacks(name: str, isa_name: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from vmtest.forms import x86
+from vmtest.compare.pairs import masked_error
+from vmtest.forms import forms
 from vmtest.model.case import Case, Outcome
 
 __all__ = ["Aspect", "aspects", "verdict"]
@@ -35,39 +36,56 @@ class Aspect:
         return any(value not in (None, self.began) for value in self.values.values())
 
 
-def aspects(case: Case, outcomes: Mapping[str, Outcome]) -> list[Aspect]:
+def aspects(
+    case: Case, outcomes: Mapping[str, Outcome], blind: Mapping[str, Collection[str]] | None = None
+) -> list[Aspect]:
     """All that can be compared of a case: how it ended, the exception, each register, what was written.
 
-    What an executor cannot run or does not tell is no difference to what others say.
+    What an executor cannot run or does not tell is no difference to what others say; ``blind`` are, by executor, the
+    groups of registers that it does not tell.
     """
-    undefined = x86.undefined_flags(case) if case.isa.name == "x86_64" else 0
-    privileged = case.isa.name == "x86_64" and x86.is_privileged(case)
-    beyond = "an instruction of ring 0: not all run it there" if privileged else ""
+    known, blind = forms(case.isa.name), blind or {}
+    undefined = known.undefined(case)
+    beyond = "an instruction of ring 0: not all run it there" if known.privileged(case) else ""
     # Of a case that one executor has ended early the rest is not comparable: how it ended says it all.
     compared = [outcome for outcome in outcomes.values() if _comparable(outcome)]
     ends = {outcome.end for outcome in compared if outcome.end is not None}
     alike = len(ends) <= 1 and len({outcome.status for outcome in compared}) <= 1
 
-    def row(name: str, began: str, said: Callable[[Outcome], str | None], excused: str = "") -> Aspect:
-        values = {who: said(outcome) if _comparable(outcome) else None for who, outcome in outcomes.items()}
+    def row(name: str, began: str, said: Callable[[Outcome], str | None], excused: str = "", group: str = "") -> Aspect:
+        values = {
+            who: said(outcome) if _comparable(outcome) and (not group or group not in blind.get(who, ())) else None
+            for who, outcome in outcomes.items()
+        }
         return Aspect(name=name, began=began, values=values, excused=excused or beyond)
 
     rows = [Aspect(name="status", began="", values={who: _status(o) for who, o in outcomes.items()}, excused=beyond)]
     rows.append(row("exception", "", lambda o: None if o.status == "ok" or o.vector is None else str(o.vector)))
-    rows.append(row("error code", "", lambda o: None if o.error is None else f"{o.error:#x}"))
-    rows.append(row("address", "", lambda o: None if o.address is None else f"{o.address:#x}"))
+    rows.append(row("error code", "", lambda o: _hex(masked_error(case.isa.name, o))))
+    rows.append(row("address", "", lambda o: _hex(o.address)))
     rows.append(row("end", "", lambda o: _place(o.end, case.start)))
     if not alike:
         return rows
-    for name, place in case.isa.places.items():
-        mask = ~undefined if name == case.isa.flags else -1
+    for register in case.isa.registers:
+        place, mask = case.isa.places[register.name], ~undefined.get(register.name, 0)
 
         def value(state: bytes, place: slice = place, mask: int = mask) -> str:
             return f"{int.from_bytes(state[place], 'little') & mask:#x}"
 
-        rows.append(row(name, value(case.state), lambda o, value=value: value(o.state)))  # type: ignore[misc]
-    rows.append(row("written", "", lambda o: " ".join(f"[{at:#x}]={data.hex()}" for at, data in o.writes)))
+        found = row(register.name, value(case.state), lambda o, value=value: value(o.state), group=register.group)  # type: ignore[misc]
+        numbers = [int(said, 16) for said in found.values.values() if said is not None]
+        if found.differs and all(known.alike(case, register.name, numbers[0], other) for other in numbers[1:]):
+            found = Aspect(
+                name=found.name, began=found.began, values=found.values, excused="the manual allows both values"
+            )
+        rows.append(found)
+    why = "the manual leaves it undefined" if "memory" in undefined else ""
+    rows.append(row("written", "", lambda o: " ".join(f"[{at:#x}]={data.hex()}" for at, data in o.writes), why))
     return rows
+
+
+def _hex(value: int | None) -> str | None:
+    return None if value is None else f"{value:#x}"
 
 
 def _place(address: int | None, start: int) -> str | None:

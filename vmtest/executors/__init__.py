@@ -5,12 +5,15 @@ A newcomer is a file with an Engine, and a row here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vmtest.errors import UsageError
 from vmtest.executors.base import Row
+from vmtest.executors.fleet import Fleet
 from vmtest.executors.worker import Executor
 from vmtest.model.isa import Isa
 
-__all__ = ["EXECUTORS", "Executor", "executor"]
+__all__ = ["EXECUTORS", "Executor", "Fleet", "executor", "fleet"]
 
 EXECUTORS: dict[str, Row] = {
     row.name: row
@@ -19,13 +22,14 @@ EXECUTORS: dict[str, Row] = {
             name="unicorn",
             what="the Unicorn library: TCG of QEMU 5.0 without a machine around it",
             module="vmtest.executors.unicorn",
-            isas=("x86_64", "aarch64", "riscv64"),
-            blind=("avx", "x87"),
+            isas=("x86_64", "x86_32", "x86_16", "aarch64", "arm", "thumb", "riscv64", "riscv32", "mips32"),
+            blind=("avx",),
         ),
         Row(
             name="native",
             what="the CPU itself, in a traced process with nothing else in it, where no system call gets through",
             module="vmtest.executors.native",
+            rank=0,
             isas=("x86_64",),
             blind=("avx", "x87"),
             # Else the kernel writes to a thread's rseq area, which is unmapped with all else.
@@ -35,12 +39,14 @@ EXECUTORS: dict[str, Row] = {
             name="kvm",
             what="/dev/kvm by itself, without QEMU, in ring 0",
             module="vmtest.executors.kvm",
+            rank=3,
             isas=("x86_64", "x86_32", "x86_16"),
         ),
         Row(
             name="kvm-user",
             what="the same in ring 3",
             module="vmtest.executors.kvm_user",
+            rank=1,
             isas=("x86_64", "x86_32", "x86_16"),
         ),
     )
@@ -58,3 +64,8 @@ def executor(name: str, isa: Isa) -> Executor:
         able = [other.name for other in EXECUTORS.values() if isa.name in other.isas]
         raise UsageError(f"{name} does not run {isa.name}", hint=f"these do: {', '.join(able)}")
     return Executor(row, isa)
+
+
+def fleet(names: Sequence[str], isa: Isa) -> Fleet:
+    """Several executors that run the same cases. Raises as ``executor`` does."""
+    return Fleet([executor(name, isa) for name in dict.fromkeys(names)])

@@ -43,7 +43,7 @@ class Row:
     """An executor's row in EXECUTORS. ``module`` has its class Engine; ``lacks(isa)``, which says why it cannot be had
     here and what to do, "" where it can; and ``describe(isa)``, which says what it is here. ``environment`` is what its
     worker process is started with. ``blind`` are the groups of registers (Register.group) that it neither sets nor
-    tells.
+    tells. ``rank`` is whom to believe where two differ: the lower one.
     """
 
     name: str
@@ -51,4 +51,5 @@ class Row:
     module: str
     isas: Sequence[str]
     blind: tuple[str, ...] = ()
+    rank: int = 5
     environment: tuple[tuple[str, str], ...] = ()

@@ -10,22 +10,17 @@ from importlib.util import find_spec
 from typing import Any
 
 from vmtest.executors import base
+from vmtest.executors.unicorn_tables import MACHINES
+from vmtest.executors.unicorn_x87 import X87
 from vmtest.model.case import Case, Outcome, differences
-from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa
+from vmtest.model.isa import DATA_SIZE, PAGE, Isa
 
 __all__ = ["Engine", "describe", "lacks"]
 
 # UC_ERR_* of unicorn.h (2.x): how an access fails, and what cannot be decoded.
 _UNMAPPED, _PROTECTED, _UNALIGNED = (6, 7, 8), (12, 13, 14), (19, 20, 21)
-_INVALID, _EXCEPTION = 10, 22
-# Vectors of the Intel SDM, volume 3, table 6-1. Others are of the instruction set's own numbering.
-_UNDEFINED, _PAGE_FAULT = 6, 14
-
-_ARCHES = {
-    "x86_64": ("UC_ARCH_X86", ("UC_MODE_64",), "x86_const", "UC_X86_REG_", {"rflags": "EFLAGS"}, "RIP"),
-    "aarch64": ("UC_ARCH_ARM64", ("UC_MODE_ARM",), "arm64_const", "UC_ARM64_REG_", {}, "PC"),
-    "riscv64": ("UC_ARCH_RISCV", ("UC_MODE_RISCV64",), "riscv_const", "UC_RISCV_REG_", {}, "PC"),
-}
+_INVALID, _FETCH_UNMAPPED = 10, 8
+_MEM_READ_UNMAPPED = 19  # UC_MEM_*: to write and to fetch follow
 
 
 def lacks(isa: Isa) -> str:
@@ -44,53 +39,53 @@ class Engine(base.Engine):
     def __init__(self, isa: Isa) -> None:
         super().__init__(isa)
         import unicorn
-        from unicorn.unicorn_py3.unicorn import Uc, uclib
+        from unicorn.unicorn_py3.unicorn import uclib
 
-        arch, modes, constants, prefix, names, pc = _ARCHES[isa.name]
-        const = getattr(unicorn, constants)
-        self._lib = uclib
-        self._uc = Uc(getattr(unicorn, arch), sum(getattr(unicorn, mode) for mode in modes))
-        self._handle = self._uc._uch
+        self._lib, self._machine = uclib, MACHINES[isa.name]
+        self._constants = vars(getattr(unicorn, self._machine.constants))
         self._code, self._data = mmap.mmap(-1, PAGE), mmap.mmap(-1, DATA_SIZE)
-        for address, memory in ((CODE, self._code), (DATA, self._data)):
-            pointer = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            self._uc.mem_map_ptr(address, len(memory), unicorn.UC_PROT_ALL, pointer)
-        self._enable(unicorn)
         # What ctl_remove_cache does, which takes 6 microseconds for the same.
         self._drop = unicorn.UC_CTL_IO_WRITE << 30 | 2 << 26 | unicorn.UC_CTL_TB_REMOVE_CACHE
-        ranges = ((CODE, CODE + PAGE), (DATA, DATA + DATA_SIZE))
+        self._end = isa.code + PAGE
+        ranges = ((isa.code, self._end), (isa.data, isa.data + DATA_SIZE))
         self._windows = [(ctypes.c_uint64(start), ctypes.c_uint64(end)) for start, end in ranges]
-        told = [register for register in isa.registers if not register.group]
-        numbers = [getattr(const, prefix + names.get(r.name, r.name.upper())) for r in told]
-        self._ids = (ctypes.c_int * len(numbers))(*numbers)
+        told = [register.name for register in isa.registers if not register.group]
         # The library reads and writes each register where its pointer says, which is its place in a state.
         self._buffer = ctypes.create_string_buffer(isa.size + 8)
         start = ctypes.addressof(self._buffer)
-        self._places = (ctypes.c_void_p * len(numbers))(*(start + isa.places[r.name].start for r in told))
-        self._number = len(numbers)
-        self._pc = getattr(const, prefix + pc)
+        self._ids = (ctypes.c_int * len(told))(*map(self._register, told))
+        self._places = (ctypes.c_void_p * len(told))(*(start + isa.places[name].start for name in told))
+        self._number = len(told)
+        self._x87 = X87(uclib, isa, self._register) if "st0" in isa.places else None
+        self._pc = self._register(self._machine.pc)
         self._pc_value = ctypes.c_uint64()
         self._pc_pointer = ctypes.byref(self._pc_value)
-        self._fault: tuple[int | None, int | None] = (None, None)
         self._stopped = threading.Event()
+        self._forget()
+        self._make(unicorn)
+
+    def _register(self, name: str) -> int:
+        """The library's number of a register."""
+        return int(self._constants[self._machine.prefix + self._machine.names.get(name, name.upper())])
+
+    def _make(self, unicorn: Any) -> None:
+        self._uc = unicorn.Uc(getattr(unicorn, self._machine.arch), getattr(unicorn, self._machine.mode))
+        self._handle = self._uc._uch
+        for address, memory in ((self.isa.code, self._code), (self.isa.data, self._data)):
+            pointer = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            self._uc.mem_map_ptr(address, len(memory), unicorn.UC_PROT_ALL, pointer)
+        for name, bits in self._machine.enable:
+            self._uc.reg_write(self._register(name), self._uc.reg_read(self._register(name)) | bits)
         self._fresh = self._uc.context_save()
         self._uc.hook_add(unicorn.UC_HOOK_MEM_INVALID, self._on_fault)
         self._uc.hook_add(unicorn.UC_HOOK_INTR, self._on_interrupt)
 
-    def _enable(self, unicorn: Any) -> None:
-        """Floating point and vectors, which are off after a reset."""
-        if self.isa.name == "aarch64":
-            self._uc.reg_write(unicorn.arm64_const.UC_ARM64_REG_CPACR_EL1, 3 << 20)
-        elif self.isa.name == "riscv64":
-            status = self._uc.reg_read(unicorn.riscv_const.UC_RISCV_REG_MSTATUS)
-            self._uc.reg_write(unicorn.riscv_const.UC_RISCV_REG_MSTATUS, status | 3 << 13)
-
     def _on_fault(self, uc: Any, access: int, address: int, size: int, value: int, data: Any) -> bool:
-        self._fault = (_PAGE_FAULT if self.isa.name == "x86_64" else None, address)
+        self._fault = (self._machine.faults[(access - _MEM_READ_UNMAPPED) % 3], address)
         return False
 
     def _on_interrupt(self, uc: Any, number: int, data: Any) -> None:
-        self._fault = (number, None)
+        self._fault = (self._machine.vectors.get(number, number), None)
         uc.emu_stop()
 
     def run(self, case: Case) -> Outcome:
@@ -103,24 +98,35 @@ class Engine(base.Engine):
             lib.uc_ctl(handle, self._drop, *window)
         ctypes.memmove(self._buffer, case.state, self.isa.size)
         lib.uc_reg_write_batch(handle, self._ids, self._places, self._number)
+        x87 = self._x87 if base.uses_vectors(case) else None
+        if x87:
+            x87.write(handle, case.state)
         self._forget()
-        status = lib.uc_emu_start(handle, ctypes.c_uint64(start), ctypes.c_uint64(CODE + PAGE), 0, 0)
+        begin, end_ = ctypes.c_uint64(start + self._machine.start), ctypes.c_uint64(self._end)
+        status = lib.uc_emu_start(handle, begin, end_, 0, 0)
         lib.uc_reg_read_batch(handle, self._ids, self._places, self._number)
         lib.uc_reg_read(handle, self._pc, self._pc_pointer)
         end: int | None = self._pc_value.value
         if self._stopped.is_set():
             return Outcome(status="timeout")
         vector, address = self._fault
-        if end == address == CODE + PAGE:  # on some architectures it fetches what is behind the end
+        if end == address == self._end:  # on some architectures it fetches what is behind the end
             status, vector, address = 0, None, None
         failed = status != 0 or vector is not None or address is not None
         if status == _INVALID:
-            vector = _UNDEFINED if self.isa.name == "x86_64" else None
+            vector = self._machine.undefined
         if status in (*_UNMAPPED, *_PROTECTED, *_UNALIGNED):  # it keeps no program counter for those
             end = None
+        state = self._buffer.raw[: self.isa.size]
+        if x87:
+            state = x87.read(handle, state)
+        if status == _FETCH_UNMAPPED and self._machine.dies_of_fetch:
+            import unicorn
+
+            self._make(unicorn)
         return Outcome(
             status="exception" if failed else "ok",
-            state=self._buffer.raw[: self.isa.size],
+            state=state,
             writes=differences(before, self._data[:]),
             end=end,
             vector=vector,

@@ -49,6 +49,8 @@ class Executor:
         """Raises HostError where the executor cannot be had here, with the reason."""
         self.name = row.name
         self.isa = isa
+        self.description = row.what
+        self.blind, self.rank = frozenset(row.blind), row.rank
         self.deaths = 0
         self._row = row
         self._process: subprocess.Popen[bytes] | None = None

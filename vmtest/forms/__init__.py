@@ -9,19 +9,20 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 
-from vmtest.forms.base import Draft, Forms, Instruction
-from vmtest.model.isa import Isa
+from vmtest.forms.base import BAD, Draft, Forms, Instruction
+from vmtest.model.isa import isa
 
-__all__ = ["FORMS", "Draft", "Forms", "Instruction", "forms"]
+__all__ = ["BAD", "FORMS", "Draft", "Forms", "Instruction", "forms"]
 
 FORMS = {"x86_64": "vmtest.forms.x86"}
 """By instruction set, the module that has its class ``Table``."""
 
 
 @cache
-def forms(isa: Isa) -> Forms:
-    """What is known of an instruction set; where there is no table that is nothing."""
-    if isa.name not in FORMS:
-        return Forms(isa)
-    table: Forms = import_module(FORMS[isa.name]).Table(isa)
+def forms(name: str) -> Forms:
+    """What is known of the instruction set of that name; where there is no table that is nothing."""
+    row = isa(name)
+    if name not in FORMS:
+        return Forms(row)
+    table: Forms = import_module(FORMS[name]).Table(row)
     return table

@@ -1,48 +1,234 @@
-"""What iced-x86 knows of x86 code: its text, and what the manuals leave undefined. The only file that imports it."""
+"""x86, by iced-x86: its forms, their text, and what the manuals say of them."""
 
 from __future__ import annotations
 
-from vmtest.model.case import Case
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from random import Random
+from typing import Any
 
-__all__ = ["disassembly", "is_privileged", "undefined_flags"]
+from iced_x86 import (
+    Code,
+    CpuidFeature,
+    Decoder,
+    DecoderError,
+    EncodingKind,
+    FlowControl,
+    Formatter,
+    FormatterSyntax,
+    OpCodeInfo,
+    OpCodeOperandKind,
+    Register,
+    RflagsBits,
+)
+from iced_x86 import Instruction as Decoded
 
+from vmtest.forms.base import BAD, Draft, Forms, Instruction
+from vmtest.forms.x86_access import accesses, target
+from vmtest.forms.x86_encode import Template
+from vmtest.forms.x86_features import cpuid_cases, features_said
+from vmtest.forms.x86_rules import APPROXIMATE, BANNED, ELSEWHERE, RULES, UNDEFINED, alike
+from vmtest.model.case import Case, Outcome
+from vmtest.model.isa import Isa
+
+__all__ = ["REGISTERS", "Table"]
+
+_PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
+_TELLING = frozenset(b"\x66\xf0\xf2\xf3")
+# How many bytes an opcode has, with its escapes.
+_OPCODE_SIZES = {b"\x0f": 2, b"\x0f\x38": 3, b"\x0f\x3a": 3, b"\xc5": 3, b"\xc4": 4, b"\x8f": 4, b"\x62": 5}
+
+_BITS = {"x86_64": 64, "x86_32": 32, "x86_16": 16}
 # iced_x86.RflagsBits to the bits of RFLAGS, Intel SDM, volume 1, section 3.4.3.
-_FLAGS = {"OF": 1 << 11, "SF": 1 << 7, "ZF": 1 << 6, "AF": 1 << 4, "CF": 1 << 0, "PF": 1 << 2, "DF": 1 << 10}
+_FLAGS = {"OF": 1 << 11, "DF": 1 << 10, "SF": 1 << 7, "ZF": 1 << 6, "AF": 1 << 4, "PF": 1 << 2, "CF": 1 << 0}
+_ICED = {name: getattr(RflagsBits, name) for name in _FLAGS}
+_CODES: list[tuple[Any, str]] = [(value, name.lower()) for name, value in vars(Code).items() if isinstance(value, int)]
+_NAMES: dict[int, str] = dict(_CODES)
+REGISTERS = {value: name.lower() for name, value in vars(Register).items() if isinstance(value, int)}
+_SELECTORS = {getattr(OpCodeOperandKind, name) for name in ("SEG_REG", "CS", "DS", "ES", "FS", "GS", "SS")}
+_FEATURES = {value: name for name, value in vars(CpuidFeature).items() if isinstance(value, int)}
 
 
-def _decoded(case: Case) -> list[object]:
-    from iced_x86 import Decoder
+class Table(Forms):
+    """See Forms."""
 
-    return list(Decoder(64, case.code, ip=case.start))
+    illegal = 6
+
+    def __init__(self, isa: Isa) -> None:
+        super().__init__(isa)
+        self._bits = _BITS[isa.name]
+        self._templates: dict[str, Template] = {}
+        self._formatter = Formatter(FormatterSyntax.NASM)
+
+    @cached_property
+    def _codes(self) -> dict[str, Any]:
+        """By name, iced-x86's code of each form that exists in this mode."""
+        return {name: code for code, name in _CODES if _exists(OpCodeInfo(code), self._bits)}
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See Forms."""
+        return tuple(self._codes)
+
+    def make(self, random: Random, name: str) -> Draft:
+        """See Forms."""
+        template = self._templates.get(name)
+        if template is None:
+            template = self._templates[name] = Template(self._codes[name], self._bits)
+        return template.make(random)
+
+    def _decoded(self, code: bytes, start: int) -> list[Decoded]:
+        return list(Decoder(self._bits, code, ip=start))
+
+    def decode(self, code: bytes, start: int = 0) -> list[Instruction]:
+        """See Forms."""
+        found: list[Instruction] = []
+        at = 0
+        for one in self._decoded(code, start):
+            if one.is_invalid:
+                return [*found, Instruction(_bad(code[at:], self._bits), len(code) - at)]
+            found.append(Instruction(_NAMES[one.code], one.len))
+            at += one.len
+        return found
+
+    def text(self, code: bytes, start: int = 0) -> list[str]:
+        """See Forms."""
+        return [self._formatter.format(one) for one in self._decoded(code, start)]
+
+    def features(self, name: str) -> frozenset[str]:
+        """See Forms: as iced-x86's CpuidFeature calls them."""
+        return frozenset(_FEATURES[number] for number in self._empty(name).cpuid_features())
+
+    def _empty(self, name: str) -> Decoded:
+        one = Decoded()
+        one.code = self._codes[name]
+        return one
+
+    def probes(self) -> list[Case]:
+        """See Forms: CPUID."""
+        return cpuid_cases(self.isa)
+
+    def said(self, outcomes: Sequence[Outcome]) -> frozenset[str]:
+        """See Forms: what CPUID says."""
+        return features_said(self.isa, outcomes)
+
+    def banned(self, name: str) -> str:
+        """See Forms."""
+        info = OpCodeInfo(self._codes[name])
+        if why := BANNED.get(_mnemonic(info)):
+            return why
+        if info.must_be_cpl0:
+            return "it is for ring 0"
+        if any(kind in _SELECTORS for kind in info.op_kinds()) or name.startswith(("jmp_m16", "call_m16")):
+            return ELSEWHERE
+        if info.is_input_output:
+            return "it reaches for a device"
+        return ""
+
+    def privileged(self, case: Case) -> bool:
+        """See Forms."""
+        return any(one.is_privileged for one in self._decoded(case.code, case.start))
+
+    def undefined(self, case: Case) -> Mapping[str, int]:
+        """See Forms. Source: Intel SDM, volume 1, appendix A, by iced-x86's ``rflags_undefined``, and UNDEFINED."""
+        flags, found = 0, dict[str, int]()
+        for one in self._decoded(case.code, case.start):
+            written = one.rflags_written | one.rflags_cleared | one.rflags_set
+            flags = flags & ~_mask(written) | _mask(one.rflags_undefined)
+            if rule := UNDEFINED.get(_mnemonic(one.op_code())):
+                for register, mask in rule(case, one).items():
+                    found[register] = found.get(register, 0) | mask
+        if flags:
+            found[self.isa.flags] = found.get(self.isa.flags, 0) | flags
+        return found
+
+    def causes(self, case: Case) -> frozenset[str]:
+        """See Forms. Of several instructions the addresses are those of the first one that has any."""
+        found: set[str] = set()
+        decoder = Decoder(self._bits, case.code, ip=case.start)
+        for one in decoder:
+            if decoder.last_error == DecoderError.NO_MORE_BYTES:
+                found.add("cut off")
+            if one.is_privileged or one.rflags_written & RflagsBits.IF:
+                found.add("privileged")
+            if one.flow_control != FlowControl.NEXT and 0x66 in case.code[: one.len]:
+                found.add("size of a branch")
+            if not _is_canonical(target(case, one) or 0):
+                found.add("not canonical")
+            for address, size, aligned in accesses(case, one):
+                if not _is_canonical(address) or not _is_canonical(address + size - 1):
+                    found.add("not canonical")
+                if aligned and address % size:
+                    found.add("misaligned")
+        return frozenset(found)
+
+    def alike(self, case: Case, register: str, one: int, other: int) -> bool:
+        """See Forms."""
+        if not register.startswith(("xmm", "ymm")):
+            return False
+        within = [APPROXIMATE.get(_mnemonic(one.op_code()), 0.0) for one in self._decoded(case.code, case.start)]
+        return any(within) and alike(max(within), one, other)
+
+    def rule(self, name: str, kind: str) -> str:
+        """See Forms."""
+        if name.startswith(BAD):
+            return "no instruction by the manuals: #UD (Intel SDM, volume 2; AMD APM, volume 3)"
+        if name not in self._codes:
+            return ""
+        info, one = OpCodeInfo(self._codes[name]), self._empty(name)
+        if said := RULES.get((_mnemonic(info), kind)) or RULES.get((_mnemonic(info), "")):
+            return said
+        if kind == "flags":
+            return _flag_rule(one)
+        if kind == "exception":
+            return f"{info.op_code_string} is {info.instruction_string}, of {', '.join(sorted(self.features(name)))}"
+        return f"{info.instruction_string} (Intel SDM, volume 2)"
 
 
-def disassembly(case: Case) -> list[str]:
-    """Each instruction as text, such as "blsr rax,rbx"; "(bad)" for what is none."""
-    from iced_x86 import Formatter, FormatterSyntax
-
-    formatter = Formatter(FormatterSyntax.NASM)
-    return [formatter.format(instruction) for instruction in _decoded(case)]  # type: ignore[arg-type]
-
-
-def undefined_flags(case: Case) -> int:
-    """The bits of RFLAGS that the code leaves undefined, run from its beginning to its end.
-
-    Source: Intel SDM, volume 1, appendix A, by iced-x86's ``rflags_undefined``.
-    """
-    from iced_x86 import RflagsBits
-
-    bits = {getattr(RflagsBits, name): bit for name, bit in _FLAGS.items()}
-
-    def mask(of: int) -> int:
-        return sum(bit for iced, bit in bits.items() if of & iced)
-
-    undefined = 0
-    for found in _decoded(case):
-        written = found.rflags_written | found.rflags_cleared | found.rflags_set  # type: ignore[attr-defined]
-        undefined = undefined & ~mask(written) | mask(found.rflags_undefined)  # type: ignore[attr-defined]
-    return undefined
+def _exists(info: OpCodeInfo, bits: int) -> bool:
+    """Whether it is an instruction, and one of this mode, by the decoder that we use."""
+    here = {64: info.mode64 and info.intel_decoder64, 32: info.mode32 and info.intel_decoder32, 16: info.mode16}[bits]
+    # MVEX and what has an option of its own are of processors that read other instructions there; those with a
+    # WAIT are two instructions.
+    other = info.encoding == EncodingKind.MVEX or info.decoder_option or info.fwait
+    return bool(info.is_instruction and here and not other)
 
 
-def is_privileged(case: Case) -> bool:
-    """Whether an instruction of it is for ring 0 only."""
-    return any(found.is_privileged for found in _decoded(case))  # type: ignore[attr-defined]
+def _bad(code: bytes, bits: int) -> str:
+    """What is no instruction by its opcode, so that what fails for one reason has one name: "(bad) f0 0fb3"."""
+    at, seen = 0, set()
+    while at < len(code) and code[at] in _PREFIXES:
+        seen.add(code[at])
+        at += 1
+    if bits == 64 and at < len(code) and code[at] & 0xF0 == 0x40:
+        at += 1
+    size = _OPCODE_SIZES.get(code[at : at + 2], 0) or _OPCODE_SIZES.get(code[at : at + 1], 1)
+    prefixes = [f"{prefix:02x}" for prefix in sorted(seen & _TELLING)]
+    if code[at : at + 1] in (b"\xc4", b"\xc5", b"\x62", b"\x8f"):  # what they carry is mostly operands
+        escape = code[at : at + size]
+        return " ".join([BAD, *prefixes, escape[:1].hex(), escape[-1:].hex()])
+    return " ".join([BAD, *prefixes, code[at : at + size].hex()])
+
+
+def _is_canonical(address: int) -> bool:
+    return address >> 47 in (0, 0x1FFFF)
+
+
+@cache
+def _mask(iced: int) -> int:
+    return sum(bit for name, bit in _FLAGS.items() if iced & _ICED[name])
+
+
+def _mnemonic(info: OpCodeInfo) -> str:
+    return info.instruction_string.split()[0].lower()
+
+
+def _flag_rule(one: Any) -> str:
+    said = []
+    for what in ("modified", "cleared", "set", "undefined"):
+        names = [name for name, bit in _ICED.items() if getattr(one, f"rflags_{what}") & bit]
+        if what == "modified":
+            names = [name for name, bit in _ICED.items() if one.rflags_written & bit]
+        if names:
+            said.append(f"{what} {' '.join(names)}")
+    return (", ".join(said) or "changes no flags") + " (Intel SDM, volume 1, appendix A)"

@@ -22,13 +22,14 @@ DATA_SIZE = 2 * PAGE
 @dataclass(frozen=True, kw_only=True)
 class Register:
     """``size`` is in bytes. ``value`` is what it holds where a case says nothing. ``group`` is what an executor has, or
-    has not, all of: "avx" or "x87", "" for what each has.
+    has not, all of: "avx" or "x87", "" for what each has. ``kind`` is what it is called when it differs.
     """
 
     name: str
     size: int
     value: int = 0
     group: str = ""
+    kind: str = "registers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +95,10 @@ class Isa:
         }
 
 
-def _numbered(prefix: str, numbers: range, size: int, group: str = "", suffix: str = "") -> tuple[Register, ...]:
-    return tuple(Register(name=f"{prefix}{number}{suffix}", size=size, group=group) for number in numbers)
+def _numbered(prefix: str, number: int, size: int, kind: str = "registers", group: str = "") -> tuple[Register, ...]:
+    """``prefix`` with its number in the place of a "#", or behind it."""
+    form = prefix if "#" in prefix else f"{prefix}#"
+    return tuple(Register(name=form.replace("#", str(n)), size=size, kind=kind, group=group) for n in range(number))
 
 
 _STACK = DATA + PAGE
@@ -109,26 +112,26 @@ def _x86(general: str, flags: str, size: int, vectors: int, stack: int = _STACK)
     """
     return (
         *(Register(name=name, size=size, value=stack if name[1:] == "sp" else 0) for name in general.split()),
-        Register(name=flags, size=size, value=0x202),
-        *_numbered("xmm", range(vectors), 16),
-        Register(name="mxcsr", size=4, value=0x1F80),
-        *_numbered("ymm", range(vectors), 16, "avx", "h"),
-        Register(name="fcw", size=2, value=0x37F, group="x87"),
-        Register(name="fsw", size=2, group="x87"),
-        Register(name="ftw", size=1, group="x87"),
-        *_numbered("st", range(8), 10, "x87"),
+        Register(name=flags, size=size, value=0x202, kind="flags"),
+        *_numbered("xmm", vectors, 16, "vectors"),
+        Register(name="mxcsr", size=4, value=0x1F80, kind="fp status"),
+        *_numbered("ymm#h", vectors, 16, "vectors", "avx"),
+        Register(name="fcw", size=2, value=0x37F, kind="fp status", group="x87"),
+        Register(name="fsw", size=2, kind="fp status", group="x87"),
+        Register(name="ftw", size=1, kind="fp status", group="x87"),
+        *_numbered("st", 8, 10, "x87", "x87"),
     )
 
 
 _X86_64 = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15"
 _X86_32 = "eax ecx edx ebx esp ebp esi edi"
 _ARM = (
-    *_numbered("r", range(13), 4),
+    *_numbered("r", 13, 4),
     Register(name="sp", size=4, value=_STACK),
     Register(name="lr", size=4),
-    Register(name="apsr", size=4),
-    *_numbered("d", range(32), 8),
-    Register(name="fpscr", size=4),
+    Register(name="apsr", size=4, kind="flags"),
+    *_numbered("d", 32, 8, "vectors"),
+    Register(name="fpscr", size=4, kind="fp status"),
 )
 
 
@@ -176,10 +179,10 @@ ISAS: dict[str, Isa] = {
             flags="nzcv",
             fixed={"nzcv": _but(0xF000_0000, 8)},
             registers=(
-                *_numbered("x", range(31), 8),
+                *_numbered("x", 31, 8),
                 Register(name="sp", size=8, value=_STACK),
-                Register(name="nzcv", size=8),
-                *_numbered("q", range(32), 16),
+                Register(name="nzcv", size=8, kind="flags"),
+                *_numbered("q", 32, 16, "vectors"),
             ),
         ),
         Isa(name="arm", what="A32, ARMv7-A with VFP and NEON", flags="apsr", fixed=_ARM_FIXED, registers=_ARM),
@@ -189,7 +192,7 @@ ISAS: dict[str, Isa] = {
             what="RV64GC",
             registers=(
                 *(Register(name=f"x{n}", size=8, value=_STACK if n == 2 else 0) for n in range(1, 32)),
-                *_numbered("f", range(32), 8),
+                *_numbered("f", 32, 8, "vectors"),
             ),
         ),
         Isa(
@@ -197,7 +200,7 @@ ISAS: dict[str, Isa] = {
             what="RV32GC",
             registers=(
                 *(Register(name=f"x{n}", size=4, value=_STACK if n == 2 else 0) for n in range(1, 32)),
-                *_numbered("f", range(32), 8),
+                *_numbered("f", 32, 8, "vectors"),
             ),
         ),
         Isa(
@@ -205,8 +208,9 @@ ISAS: dict[str, Isa] = {
             what="MIPS32, little-endian",
             registers=(
                 *(Register(name=f"r{n}", size=4, value=_STACK if n == 29 else 0) for n in range(1, 32)),
-                *(Register(name=name, size=4) for name in ("hi", "lo")),
-                *_numbered("f", range(32), 4),
+                Register(name="hi", size=4),
+                Register(name="lo", size=4),
+                *_numbered("f", 32, 8, "vectors"),
             ),
         ),
     )

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from tabulate import tabulate
 
 from vmtest.compare.outcomes import Aspect, aspects, verdict
-from vmtest.forms import x86
+from vmtest.forms import forms
 from vmtest.model.case import Case, Outcome
 
 __all__ = ["side_by_side"]
 
 
-def side_by_side(case: Case, outcomes: Mapping[str, Outcome]) -> tuple[str, bool]:
-    """The table of what changes or differs, and whether a difference counts."""
-    rows = aspects(case, outcomes)
+def side_by_side(
+    case: Case, outcomes: Mapping[str, Outcome], blind: Mapping[str, Collection[str]] | None = None
+) -> tuple[str, bool]:
+    """The table of what changes or differs, and whether a difference counts. ``blind`` as for ``aspects``."""
+    rows = aspects(case, outcomes, blind)
     shown = [_cells(row) for row in rows if row.name == "status" or row.changes or row.differs]
-    lines = [str(case)]
-    if case.isa.name == "x86_64":
-        lines.append("; ".join(x86.disassembly(case)))
-        if undefined := x86.undefined_flags(case):
-            lines.append(f"flags left undefined by the manual, and not compared: {undefined:#x}")
+    known, lines = forms(case.isa.name), [str(case)]
+    lines.append("; ".join(known.text(case.code, case.start)))
+    undefined = [f"{name} {_bits(case, name, mask)}" for name, mask in known.undefined(case).items()]
+    if undefined:
+        lines.append(f"left undefined by the manual, and not compared: {', '.join(undefined)}")
     lines += ["", tabulate(shown, headers=("", "began", *outcomes), disable_numparse=True), ""]
     excused = {row.excused: row.name for row in rows if row.differs and row.excused}
     lines += [f"not counted, {name}: {why}" for why, name in excused.items()]
@@ -29,6 +31,13 @@ def side_by_side(case: Case, outcomes: Mapping[str, Outcome]) -> tuple[str, bool
     compared = sum(outcome.status != "unsupported" for outcome in outcomes.values())
     lines.append(said or ("no difference" if compared > 1 else "nothing to compare it with"))
     return "\n".join(lines), bool(said)
+
+
+def _bits(case: Case, name: str, mask: int) -> str:
+    if name not in case.isa.places:
+        return ""
+    place = case.isa.places[name]
+    return f"{mask % (1 << 8 * (place.stop - place.start)):#x}"
 
 
 def _cells(row: Aspect) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     import rich.progress
 
 __all__ = ["shown"]
+
+EVERY = 10.0
+"""Seconds between two notes where they are lines of a log."""
 
 
 @contextmanager
@@ -43,13 +47,18 @@ class _Lines:
     """A line a step; bytes are not worth lines."""
 
     def __init__(self, out: TextIO) -> None:
-        self._out = out
+        self._out, self._noted = out, time.monotonic()
 
     def step(self, text: str) -> None:
         print(f"vmtest: {text}", file=self._out, flush=True)
 
     def bytes(self, done: int, total: int | None) -> None:
         pass
+
+    def note(self, text: str) -> None:
+        if time.monotonic() - self._noted >= EVERY:
+            self._noted = time.monotonic()
+            self.step(text)
 
 
 class _Live:
@@ -65,3 +74,7 @@ class _Live:
     def bytes(self, done: int, total: int | None) -> None:
         if self._task is not None:
             self._display.update(self._task, completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        if self._task is not None:
+            self._display.update(self._task, description=text)

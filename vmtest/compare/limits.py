@@ -1,0 +1,89 @@
+"""What an executor is known not to do at all, whatever the instruction: differences that follow from it are counted and
+named, and make no cluster. Data; a difference is only put down to a limit where the other one did what the manual says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmtest.compare.pairs import Difference
+from vmtest.forms import forms
+from vmtest.model.case import Case, Outcome
+
+__all__ = ["LIMITS", "Limit", "limit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """``executor`` does not do ``what``; "" is for any, where the manuals leave it open or differ. It shows as a
+    difference of ``kind``; ``cause`` is what of the case leads to it (Forms.causes), ``vectors`` the exceptions that
+    the other one raises for it.
+    """
+
+    executor: str
+    what: str
+    source: str
+    cause: str = ""
+    kind: str = ""
+    vectors: tuple[int, ...] = ()
+
+
+_PRIVILEGED = "it runs everything in ring 0, and the other one in ring 3"
+LIMITS = (
+    Limit(
+        executor="unicorn",
+        what="it does not check that operands of SSE are aligned",
+        cause="misaligned",
+        vectors=(13,),
+        source="Intel SDM, volume 1, section 4.1.1.1; QEMU has done so since 7.2",
+    ),
+    Limit(
+        executor="unicorn",
+        what="it does not check that addresses are canonical",
+        cause="not canonical",
+        vectors=(12, 13),
+        source="Intel SDM, volume 1, section 3.3.7.1; seen here",
+    ),
+    Limit(
+        executor="unicorn",
+        what="it does not raise the flags of MXCSR",
+        kind="fp status",
+        source="Intel SDM, volume 1, section 10.2.3.1; QEMU has done so since 5.2",
+    ),
+    Limit(
+        executor="",
+        what="of a branch with the prefix 66 Intel's CPUs go on in 64 bits, and AMD's in 16",
+        cause="size of a branch",
+        source="Intel SDM, volume 2, JMP; AMD64 APM, volume 3, section 1.2.2",
+    ),
+    Limit(
+        executor="",
+        what="of code that is cut off, what comes first: that it cannot be read or that it is no instruction",
+        cause="cut off",
+        source="Intel SDM, volume 3, table 6-2: faults from fetching come first, and what must be fetched is not said",
+    ),
+    *(
+        Limit(
+            executor=who,
+            what=_PRIVILEGED,
+            cause="privileged",
+            vectors=(13,),
+            source="Intel SDM, volume 3, section 5.9",
+        )
+        for who in ("unicorn", "kvm")
+    ),
+)
+
+
+def limit(case: Case, found: Difference, pair: tuple[str, str], outcomes: tuple[Outcome, Outcome]) -> Limit | None:
+    """The limit of one of the two executors that a difference between them follows from, None where there is none."""
+    causes = forms(case.isa.name).causes(case)
+    for row in LIMITS:
+        for mine, name in enumerate(pair):
+            if row.executor not in ("", name.partition(":")[0]):
+                continue
+            other = outcomes[1 - mine]
+            as_the_manual = not row.vectors or (other.status == "exception" and other.vector in row.vectors)
+            if as_the_manual and row.kind in ("", found.kind) and (not row.cause or row.cause in causes):
+                return row
+    return None

@@ -1,0 +1,104 @@
+"""Two outcomes of one case: whether they differ, and in what that says something.
+
+What does not count is data: the bits that the manual leaves undefined (vmtest.forms), the registers that an executor
+does not have (Row.blind), and MASKED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cache
+from itertools import groupby
+from typing import NamedTuple
+
+from vmtest.forms import forms
+from vmtest.model.case import Case, Outcome
+from vmtest.model.isa import Isa, isa
+
+__all__ = ["KINDS", "MASKED", "Difference", "difference", "masked_error"]
+
+KINDS = (
+    "died", "timeout", "exception", "error code", "address", "end", "memory", "registers", "vectors", "x87", "flags",
+    "fp status",
+)  # fmt: skip
+"""What can differ, the first that does being what a difference is called: those behind it follow from it."""
+
+MASKED: Mapping[tuple[str, int], int] = {
+    # Intel SDM, volume 3, section 4.7: of a page fault's error code, P, U/S and I/D tell of the page tables and the
+    # ring, which executors do not share; W/R is the instruction's.
+    ("x86_64", 14): 2,
+    ("x86_32", 14): 2,
+}
+"""By instruction set and vector, the bits of an error code that are compared: all, where it is not here."""
+
+
+class Difference(NamedTuple):
+    """``kind`` is of KINDS. ``where`` is the register, for those."""
+
+    kind: str
+    where: str = ""
+
+
+def masked_error(name: str, outcome: Outcome) -> int | None:
+    """The error code, as far as it is compared."""
+    if outcome.error is None or outcome.vector is None:
+        return None
+    return outcome.error & MASKED.get((name, outcome.vector), -1)
+
+
+@cache
+def _runs(name: str) -> tuple[tuple[str, str, slice], ...]:
+    """The stretches of a state that are of one kind and group, in the order in which they are told."""
+    row = isa(name)
+    found = []
+    for (kind, group), registers in groupby(row.registers, key=lambda register: (register.kind, register.group)):
+        several = list(registers)
+        place = slice(row.places[several[0].name].start, row.places[several[-1].name].stop)
+        found.append((kind, group, place))
+    return tuple(sorted(found, key=lambda run: KINDS.index(run[0])))
+
+
+def difference(case: Case, one: Outcome, other: Outcome, blind: Collection[str] = ()) -> Difference | None:
+    """What differs, and None where nothing does that counts. ``blind`` are the groups of registers that one of the two
+    executors does not tell.
+
+    What one cannot run or does not tell is no difference.
+    """
+    if one == other or "unsupported" in (one.status, other.status):
+        return None
+    if one.status != other.status:
+        ended = next((kind for kind in ("died", "timeout") if kind in (one.status, other.status)), "exception")
+        return Difference(ended)
+    if one.status in ("died", "timeout"):
+        return None
+    said = (
+        ("exception", one.vector, other.vector),
+        ("error code", masked_error(case.isa.name, one), masked_error(case.isa.name, other)),
+        ("address", one.address, other.address),
+        ("end", one.end, other.end),
+    )
+    for kind, mine, its in said:
+        if mine is not None and its is not None and mine != its:
+            return Difference(kind)
+    if one.writes != other.writes and "memory" not in forms(case.isa.name).undefined(case):
+        return Difference("memory")
+    return _registers(case, one.state, other.state, blind) if one.state != other.state else None
+
+
+def _registers(case: Case, one: bytes, other: bytes, blind: Collection[str]) -> Difference | None:
+    undefined: Mapping[str, int] | None = None
+    for kind, group, place in _runs(case.isa.name):
+        if group in blind or one[place] == other[place]:
+            continue
+        if undefined is None:
+            undefined = forms(case.isa.name).undefined(case)
+        for name in _within(case.isa, place):
+            mine, its = (int.from_bytes(state[case.isa.places[name]], "little") for state in (one, other))
+            mask = ~undefined.get(name, 0)
+            if (mine ^ its) & mask and not forms(case.isa.name).alike(case, name, mine, its):
+                return Difference(kind, name)
+    return None
+
+
+def _within(row: Isa, place: slice) -> list[str]:
+    return [name for name, at in row.places.items() if place.start <= at.start < place.stop]

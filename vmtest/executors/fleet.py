@@ -1,0 +1,58 @@
+"""Several executors that run the same cases, at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from vmtest.executors.worker import Executor
+from vmtest.model.case import Case, Outcome
+
+__all__ = ["Fleet"]
+
+
+class Fleet:
+    """Use it as a context manager. ``names`` are in the order in which they are believed, then as they were given."""
+
+    def __init__(self, executors: Sequence[Executor]) -> None:
+        self.isa = executors[0].isa
+        self._executors = {one.name: one for one in executors}
+        self.names = sorted(self._executors, key=lambda name: self._executors[name].rank)
+        self._threads = ThreadPoolExecutor(len(executors), thread_name_prefix="executor")
+
+    @property
+    def blind(self) -> Mapping[str, Collection[str]]:
+        """By executor, the groups of registers that it does not tell."""
+        return {name: one.blind for name, one in self._executors.items()}
+
+    @property
+    def descriptions(self) -> Mapping[str, str]:
+        """By executor, what it is."""
+        return {name: one.description for name, one in self._executors.items()}
+
+    @property
+    def deaths(self) -> Mapping[str, int]:
+        """By executor, how many of its workers a case has killed."""
+        return {name: one.deaths for name, one in self._executors.items()}
+
+    def run(self, cases: Sequence[Case], names: Collection[str] | None = None) -> dict[str, list[Outcome]]:
+        """By executor, in the order of ``names``, the outcomes of the cases. ``names`` are those that are wanted."""
+        wanted = [name for name in self.names if names is None or name in names]
+        running = {name: self._threads.submit(self._executors[name].run, cases) for name in wanted}
+        return {name: future.result() for name, future in running.items()}
+
+    def close(self) -> None:
+        """End them all; a second time does nothing."""
+        self._threads.shutdown()
+        for one in self._executors.values():
+            one.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,69 @@
+"""Where x86 instructions reach, by the registers that a case begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from iced_x86 import EncodingKind, FlowControl, InstructionInfoFactory, MemorySizeExt, OpKind, Register, RegisterExt
+from iced_x86 import Mnemonic as M
+
+from vmtest.model.case import Case
+from vmtest.model.isa import DATA, DATA_SIZE
+
+__all__ = ["accesses", "register_value", "target"]
+
+_MOST = (1 << 64) - 1
+# Intel SDM, volume 1, section 4.1.1.1 and table 14-22: 16-byte operands are to be aligned but of these, and with VEX
+# only of those.
+_UNALIGNED = {
+    M.MOVUPS, M.MOVUPD, M.MOVDQU, M.LDDQU, M.PCMPESTRI, M.PCMPESTRM, M.PCMPISTRI, M.PCMPISTRM, M.PCMPESTRI64,
+    M.PCMPESTRM64, M.MASKMOVDQU,
+}  # fmt: skip
+_ALIGNED = {M.VMOVAPS, M.VMOVAPD, M.VMOVDQA, M.VMOVNTPS, M.VMOVNTPD, M.VMOVNTDQ, M.VMOVNTDQA, M.CMPXCHG16B}
+_BIT_TESTS = {M.BT, M.BTS, M.BTR, M.BTC}
+_FACTORY = InstructionInfoFactory()
+
+
+def register_value(case: Case, register: Any) -> int:
+    """What a general register, or a part of one, begins with; 0 for any other."""
+    if not RegisterExt.is_gpr(register):
+        return 0
+    full, size = RegisterExt.full_register(register), RegisterExt.size(register)
+    at = RegisterExt.number(full)
+    place = case.isa.places[case.isa.registers[at].name]
+    value = int.from_bytes(case.state[place], "little")
+    if register in (Register.AH, Register.BH, Register.CH, Register.DH):
+        value >>= 8
+    return value % (1 << 8 * size)
+
+
+def accesses(case: Case, one: Any) -> Iterator[tuple[int, int, bool]]:
+    """Of each access to memory its address, how many bytes it has, and whether it must be aligned to that."""
+    for memory in _FACTORY.info(one).used_memory():
+        size = MemorySizeExt.size(memory.memory_size)
+        address = memory.displacement
+        address += register_value(case, memory.base) + register_value(case, memory.index) * memory.scale
+        if one.mnemonic in _BIT_TESTS and RegisterExt.is_gpr(one.op1_register):
+            bits = 8 * RegisterExt.size(one.op1_register)
+            index = register_value(case, one.op1_register)
+            index -= (index >> bits - 1) << bits
+            address += index // bits * (bits // 8)
+        address %= 1 << 8 * max(1, 1 << memory.address_size) if memory.address_size else _MOST + 1
+        yield address, size, _is_aligned(one, size)
+
+
+def target(case: Case, one: Any) -> int | None:
+    """Where a branch goes that does not say so itself, None where that is not known."""
+    if one.flow_control not in (FlowControl.INDIRECT_BRANCH, FlowControl.INDIRECT_CALL, FlowControl.RETURN):
+        return None
+    if one.op_count and one.op0_kind == OpKind.REGISTER:
+        return register_value(case, one.op0_register)
+    address = next((address for address, _, _ in accesses(case, one)), 0) - DATA
+    return int.from_bytes(case.window[address : address + 8], "little") if 0 <= address <= DATA_SIZE - 8 else None
+
+
+def _is_aligned(one: Any, size: int) -> bool:
+    if one.mnemonic in _ALIGNED:
+        return True
+    return bool(one.encoding == EncodingKind.LEGACY and size == 16 and one.mnemonic not in _UNALIGNED)

@@ -1,0 +1,199 @@
+"""Cases without end, by a seed: instructions of every form, random bytes, what else a corpus is mutated into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from itertools import groupby
+from random import Random
+
+from vmtest.errors import UsageError
+from vmtest.forms import Draft, forms
+from vmtest.model.case import Case, Patch
+from vmtest.model.isa import CODE, DATA, PAGE, Isa, Register
+
+__all__ = ["CHUNK", "SOURCES", "Generator", "select", "values_of"]
+
+CHUNK = 1024
+"""Cases that are made and run at a time."""
+SOURCES = {
+    "forms": "instructions of every form, of which operands and prefixes are drawn",
+    "bytes": "random bytes",
+    "mutants": "instructions and the corpus's cases with some bits and bytes changed",
+}
+_SHARES = {"forms": 85, "bytes": 5, "mutants": 10}
+_EDGES = (
+    0, 1, 2, 3, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x100000000,
+    0x7FFFFFFFFFFFFFFF, 0x8000000000000000, 0xFFFFFFFFFFFFFFFE, 0xFFFFFFFFFFFFFFFF, CODE + PAGE, DATA + PAGE,
+)  # fmt: skip
+# Of floating-point numbers those that are treated in a way of their own: IEEE 754, single and double.
+_SINGLES = (0, 0x80000000, 0x3F800000, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7FA00000, 1, 0x7F7FFFFF, 0x4F000000)
+_DOUBLES = (
+    0, 1 << 63, 0x3FF0000000000000, 0x7FF0000000000000, 0xFFF0000000000000, 0x7FF8000000000000, 0x7FF4000000000000, 1,
+    0x7FEFFFFFFFFFFFFF, 0x41DFFFFFFFC00000,
+)  # fmt: skip
+_POOL = 512
+BLOCKS, EPOCH = 1024, 64
+"""How many values of a block of registers there are to draw from, and after how many chunks there are others."""
+
+
+def values_of(size: int) -> list[bytes]:
+    """What registers of so many bytes begin with: the edges, numbers of floating point, and others."""
+    random, found = Random(size), []
+    for _ in range(_POOL):
+        word, half = random.choice((_EDGES, _EDGES, _DOUBLES)), random.random() < 0.3
+        pieces = b""
+        while len(pieces) < size:
+            if random.random() < 0.3:
+                pieces += random.randbytes(8)
+            elif half:
+                pieces += b"".join(random.choice(_SINGLES).to_bytes(4, "little") for _ in range(2))
+            else:
+                pieces += random.choice(word).to_bytes(8, "little")
+        found.append(pieces[:size])
+    return found
+
+
+def select(isa: Isa, patterns: str | None) -> list[str]:
+    """The forms that the patterns match, by their names or their extensions: ``bls*,BMI2``. None is for all that are
+    not banned; a name that is written out is taken even so. Raises UsageError for a pattern that matches none.
+    """
+    known = forms(isa.name)
+    if patterns is None:
+        return [name for name in known.names if not known.banned(name)]
+    found: dict[str, None] = {}
+    for pattern in filter(None, (word.strip().lower() for word in patterns.split(","))):
+        matching = [name for name in known.names if _matches(pattern, name, known.features(name))]
+        if not matching:
+            raise UsageError(
+                f"no form of {isa.name} matches {pattern!r}", hint=f"such as {', '.join(known.names[::700])}"
+            )
+        found |= dict.fromkeys(name for name in matching if name == pattern or not known.banned(name))
+        if not found:
+            raise UsageError(f"{matching[0]} is not made: {known.banned(matching[0])}", hint="name it in full")
+    return list(found)
+
+
+def _matches(pattern: str, name: str, features: frozenset[str]) -> bool:
+    return fnmatchcase(name, pattern) or any(fnmatchcase(feature.lower(), pattern) for feature in features)
+
+
+class Generator:
+    """Makes the cases of a seed, chunk by chunk: chunk number n of a seed is always the same."""
+
+    def __init__(
+        self,
+        isa: Isa,
+        names: Sequence[str],
+        *,
+        seed: int = 0,
+        length: int = 1,
+        sources: Sequence[str] = tuple(SOURCES),
+        corpus: Sequence[Case] = (),
+    ) -> None:
+        """``length`` is how many instructions a case has at most. Raises UsageError where there is nothing to draw."""
+        self.isa, self.names, self.seed, self.length, self.corpus = isa, names, seed, length, corpus
+        self._forms = forms(isa.name)
+        self._sources = [source for source in sources if names or source == "bytes"]
+        if not self._sources:
+            raise UsageError(f"there is no table of the forms of {isa.name}", hint="--sources bytes")
+        self._shares = [_SHARES[source] for source in self._sources]
+        self._window = values_of(64)
+        self._epoch, self._blocks = -1, list[list[bytes]]()
+
+    def chunk(self, number: int, size: int = CHUNK) -> list[Case]:
+        """The cases of chunk number ``number``."""
+        if number // EPOCH != self._epoch:
+            self._epoch = number // EPOCH
+            self._blocks = _blocks(self.isa, Random(f"{self.seed}/states/{self._epoch}"))
+        random = Random(f"{self.seed}/{number}")
+        return [self._case(random) for _ in range(size)]
+
+    def _case(self, random: Random) -> Case:
+        source = random.choices(self._sources, self._shares)[0] if len(self._sources) > 1 else self._sources[0]
+        if source == "bytes":
+            draft = Draft(random.randbytes(random.randrange(1, 16)), {})
+        elif source == "mutants" and self.corpus and random.random() < 0.5:
+            return _mutated_case(random, random.choice(self.corpus))
+        else:
+            draft = self._instructions(random)
+            if source == "mutants":
+                draft = draft._replace(code=mutated(random, draft.code)[: self.isa.code_most])
+        return Case(isa=self.isa, code=draft.code, state=self._state(random, draft), memory=self._memory(random, draft))
+
+    def _instructions(self, random: Random) -> Draft:
+        draft = self._forms.make(random, random.choice(self.names))
+        if self.length == 1:
+            return draft
+        code, registers = draft.code, dict(draft.registers)
+        for _ in range(random.randrange(self.length)):
+            more = self._forms.make(random, random.choice(self.names))
+            if len(code) + len(more.code) > self.isa.code_most:
+                break
+            code, registers = code + more.code, {**registers, **more.registers}
+        return Draft(code, registers)
+
+    def _state(self, random: Random, draft: Draft) -> bytes:
+        """What its registers begin with: drawn, but for those that the draft sets."""
+        state = bytearray(b"".join([block[int(random.random() * BLOCKS)] for block in self._blocks]))
+        for name, value in draft.registers.items():
+            place = self.isa.places[name]
+            state[place] = value.to_bytes(place.stop - place.start, "little")
+        return bytes(state)
+
+    def _memory(self, random: Random, draft: Draft) -> tuple[Patch, ...]:
+        """Something to read where its addresses are."""
+        places = {value - DATA & ~63 for value in draft.registers.values() if DATA <= value < DATA + 2 * PAGE}
+        if not places:
+            return ()
+        return tuple((at, random.choice(self._window)) for at in sorted(places))
+
+
+def _blocks(isa: Isa, random: Random) -> list[list[bytes]]:
+    """What states are put together from: for the registers of each kind, many values of all of them."""
+    found = []
+    for _, several in groupby(isa.registers, key=lambda register: register.kind):
+        registers = list(several)
+        pools = [[isa.default[isa.places[r.name]]] if _is_kept(r) else values_of(r.size) for r in registers]
+        masks = [isa.fixed.get(register.name) for register in registers]
+        block = []
+        for _ in range(BLOCKS):
+            values = [random.choice(pool) for pool in pools]
+            for at, mask in enumerate(masks):
+                if mask:
+                    value = int.from_bytes(values[at], "little") & ~mask[0] | mask[1]
+                    values[at] = value.to_bytes(len(values[at]), "little")
+            block.append(b"".join(values))
+        found.append(block)
+    return found
+
+
+def _is_kept(register: Register) -> bool:
+    """Whether it begins as it always does: the control of floating point, and the stack pointer."""
+    return register.kind == "fp status" or DATA <= register.value < DATA + 2 * PAGE
+
+
+def mutated(random: Random, code: bytes) -> bytes:
+    """The bytes with a bit or a byte changed, added or left out."""
+    data = bytearray(code)
+    for _ in range(random.randrange(1, 3)):
+        at = random.randrange(len(data))
+        how = random.randrange(4)
+        if how == 0:
+            data[at] ^= 1 << random.randrange(8)
+        elif how == 1:
+            data[at] = random.getrandbits(8)
+        elif how == 2:
+            data.insert(at, random.getrandbits(8))
+        elif len(data) > 1:
+            del data[at]
+    return bytes(data)
+
+
+def _mutated_case(random: Random, case: Case) -> Case:
+    code = mutated(random, case.code)[: case.isa.code_most] if random.random() < 0.7 else case.code
+    values = case.isa.said(case.state)
+    register = random.choice(case.isa.registers)
+    if register.kind not in ("flags", "fp status"):
+        values[register.name] = int.from_bytes(random.choice(values_of(register.size)), "little")
+    return Case(isa=case.isa, code=code, state=case.isa.state(values), memory=case.memory)

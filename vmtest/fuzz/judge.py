@@ -1,0 +1,67 @@
+"""Outcomes to clusters: which executor differs from the one that we believe, in what, and on which form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from vmtest.compare.limits import Limit, limit
+from vmtest.compare.pairs import Difference, difference
+from vmtest.executors import Fleet
+from vmtest.forms import forms
+from vmtest.fuzz.finding import Key
+from vmtest.fuzz.survey import Survey, needed
+from vmtest.model.case import Case, Outcome
+
+__all__ = ["Judge", "Verdict"]
+
+
+class Verdict(NamedTuple):
+    """Of one case. ``compared`` are the executors whose outcomes count; ``keys`` are the clusters it belongs to, and
+    ``limits`` what is put down to an executor's known limits instead.
+    """
+
+    compared: Sequence[str]
+    keys: Sequence[Key]
+    limits: Sequence[Limit]
+
+
+class Judge:
+    """Compares the outcomes of a fleet."""
+
+    def __init__(self, fleet: Fleet, survey: Survey) -> None:
+        self._isa, self._names, self._survey = fleet.isa.name, fleet.names, survey
+        self._forms = forms(self._isa)
+        self._blind = fleet.blind
+
+    def judge(self, case: Case, outcomes: Mapping[str, Outcome]) -> Verdict:
+        """Each executor against the first of those that could run it, in the order in which they are believed."""
+        able = [name for name in self._names if name in outcomes and outcomes[name].status != "unsupported"]
+        if len(able) < 2:
+            return Verdict(able, (), ())
+        found = self._differing(case, outcomes, able)
+        if not found:
+            return Verdict(able, (), ())
+        decoded = [one.form for one in self._forms.decode(case.code, case.start)]
+        having = self._survey.able(needed(self._isa, decoded))
+        if not set(able) <= set(having):  # what an executor does not claim to have says nothing of it
+            able = [name for name in able if name in having]
+            found = self._differing(case, outcomes, able)
+        keys, limits = [], []
+        for name, what in found.items():
+            pair = (name, able[0])
+            known = limit(case, what, pair, (outcomes[name], outcomes[able[0]]))
+            if known:
+                limits.append(known)
+            else:
+                keys.append(Key(self._isa, " ; ".join(decoded), what.kind, "/".join(pair)))
+        return Verdict(able, keys, limits)
+
+    def _differing(self, case: Case, outcomes: Mapping[str, Outcome], able: Sequence[str]) -> Mapping[str, Difference]:
+        found: dict[str, Difference] = {}
+        for name in able[1:]:
+            blind = {*self._blind[able[0]], *self._blind[name]}
+            what = difference(case, outcomes[able[0]], outcomes[name], blind)
+            if what:
+                found[name] = what
+        return found

@@ -1,0 +1,147 @@
+"""Chunks of cases from their making to findings: what one process does, with executors of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from vmtest.compare.outcomes import aspects, verdict
+from vmtest.executors import Fleet
+from vmtest.forms import BAD, forms
+from vmtest.fuzz.finding import Finding, Key
+from vmtest.fuzz.generate import Generator
+from vmtest.fuzz.judge import Judge
+from vmtest.fuzz.minimise import minimise
+from vmtest.fuzz.survey import Survey
+from vmtest.model.case import Case, Outcome
+
+__all__ = ["Chunk", "Shard"]
+
+
+@dataclass(kw_only=True)
+class Chunk:
+    """What came of a chunk. All its cases are in ``compared`` or ``alone``: run by two executors or more, or by fewer.
+
+    ``clusters`` counts the cases of each cluster, ``limits`` those put down to known limits; ``flaky`` are cases whose
+    difference was gone the second time. ``statuses`` counts outcomes by executor and status.
+    """
+
+    number: int
+    compared: int = 0
+    alone: int = 0
+    differing: int = 0
+    clusters: Counter[Key] = field(default_factory=Counter)
+    limits: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[tuple[str, str]] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+    flaky: list[str] = field(default_factory=list)
+    forms: set[str] = field(default_factory=set)
+    deaths: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def cases(self) -> int:
+        """How many there were."""
+        return self.compared + self.alone
+
+
+class Shard:
+    """Runs chunks. Clusters that are known already are counted, and not looked at again."""
+
+    def __init__(self, fleet: Fleet, survey: Survey, generator: Generator, descriptions: Mapping[str, str]) -> None:
+        self._fleet, self._generator, self._descriptions = fleet, generator, descriptions
+        self._judge = Judge(fleet, survey)
+        self._forms = forms(fleet.isa.name)
+        self._known: set[Key] = set()
+        self._reduced: dict[Key, Key] = {}
+        self._blind = fleet.blind
+
+    def run(self, number: int, known: Collection[Key] = ()) -> Chunk:
+        """Make, run and judge chunk ``number``. Raises HostError where an executor cannot go on."""
+        self._known |= set(known)
+        deaths = dict(self._fleet.deaths)
+        chunk = Chunk(number=number)
+        self._look(self._generator.chunk(number), chunk)
+        chunk.deaths = {name: died - deaths[name] for name, died in self._fleet.deaths.items()}
+        return chunk
+
+    def look(self, cases: Sequence[Case]) -> Chunk:
+        """The same for cases that are given."""
+        chunk = Chunk(number=0)
+        self._look(cases, chunk)
+        return chunk
+
+    def _look(self, cases: Sequence[Case], chunk: Chunk) -> None:
+        outcomes = self._fleet.run(cases)
+        for name, several in outcomes.items():
+            chunk.statuses.update((name, outcome.status) for outcome in several)
+        for at, case in enumerate(cases):
+            judged = self._judge.judge(case, {name: several[at] for name, several in outcomes.items()})
+            if len(judged.compared) < 2:
+                chunk.alone += 1
+                continue
+            chunk.compared += 1
+            chunk.forms.update(one.form for one in self._forms.decode(case.code, case.start))
+            chunk.differing += bool(judged.keys or judged.limits)
+            chunk.limits.update(f"{row.executor}: {row.what}" if row.executor else row.what for row in judged.limits)
+            for key in judged.keys:
+                self._count(case, key, chunk)
+
+    def _count(self, case: Case, key: Key, chunk: Chunk) -> None:
+        """Count the case as one of the cluster, of which it may be the first."""
+        key = self._reduced.get(key, key)
+        if key not in self._known:
+            if key not in self._keys_again(case):
+                chunk.flaky.append(str(case))
+                return
+            shorter, reduced = self._one_instruction(case, key)
+            self._reduced[key] = reduced
+            key = reduced
+            if key not in self._known:
+                self._known.add(key)
+                chunk.findings.append(self._finding(shorter, key, chunk.number))
+        chunk.clusters[key] += 1
+
+    def _keys_again(self, case: Case) -> Sequence[Key]:
+        """The clusters of a case that is run again."""
+        again = {name: several[0] for name, several in self._fleet.run([case]).items()}
+        return self._judge.judge(case, again).keys
+
+    def _one_instruction(self, case: Case, key: Key) -> tuple[Case, Key]:
+        """The shortest run of its instructions that still has these two differ, and the cluster of that."""
+        found, at, sizes = list[Case](), 0, [one.size for one in self._forms.decode(case.code, case.start)]
+        for length in range(1, len(sizes)):
+            for first in range(len(sizes) - length + 1):
+                at, size = sum(sizes[:first]), sum(sizes[first : first + length])
+                found.append(replace(case, code=case.code[at : at + size]))
+        for candidate, keys in zip(found, self._keys(found, key), strict=True):
+            if same := next((other for other in keys if other.pair == key.pair and BAD not in other.form), None):
+                return candidate, same
+        return case, key
+
+    def _keys(self, cases: Sequence[Case], key: Key) -> list[Sequence[Key]]:
+        """The clusters of each case, as far as the two executors of ``key`` tell."""
+        if not cases:
+            return []
+        outcomes = self._fleet.run(cases, key.pair.split("/"))
+        return [
+            self._judge.judge(case, {name: several[at] for name, several in outcomes.items()}).keys
+            for at, case in enumerate(cases)
+        ]
+
+    def _finding(self, case: Case, key: Key, number: int) -> Finding:
+        small = minimise(case, lambda cases: [key in keys for keys in self._keys(cases, key)])
+        outcomes: dict[str, Outcome] = {name: several[0] for name, several in self._fleet.run([small]).items()}
+        return Finding(
+            key=key,
+            case=small,
+            first=case,
+            text="; ".join(self._forms.text(small.code, small.start)),
+            verdict=verdict(aspects(small, outcomes, self._blind)),
+            rule=self._forms.rule(key.form.partition(" ; ")[0], key.kind),
+            said={name: outcome.as_dict(small.isa) for name, outcome in outcomes.items()},
+            executors=self._descriptions,
+            seen=0,
+            chunk=number,
+            seed=self._generator.seed,
+        )
