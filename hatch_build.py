@@ -9,13 +9,20 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# Sources in images/, and what each is compiled for: the output is beside it, its suffix the target.
+# Sources in images/, and what each is compiled for: the output is beside it, its suffix the target. Shared are those
+# that a process of ours loads.
 PROGRAMS = {
     "_agent/agent.c": ("x86_64", "aarch64", "riscv64"),
+    "_executors/native.c": ("x86_64",),
+    "_executors/loops.c": ("x86_64", "aarch64", "riscv64"),
+    "_executors/runner_x86_64.S": ("x86_64",),
+    "_executors/runner_aarch64.S": ("aarch64",),
+    "_executors/runner_riscv64.S": ("riscv64",),
 }
+SHARED = {"_executors/loops.c"}
 # No libc: they make their own system calls, so that 0.1 s compiles all targets (musl would take 90 s).
-FLAGS = "-std=c11 -Os -Wall -Wextra -Werror -ffreestanding -nostdlib -static -s -fno-stack-protector".split()  # noqa: SIM905
-FLAGS += ["-fno-sanitize=all", "-fno-builtin"]
+FLAGS = "-std=c11 -Os -Wall -Wextra -Werror -ffreestanding -nostdlib -s -fno-stack-protector".split()  # noqa: SIM905
+FLAGS += ["-fno-sanitize=all", "-fno-builtin", "-fPIC"]  # native.c moves itself to another address
 
 
 class ProgramsBuildHook(BuildHookInterface[Any]):
@@ -27,6 +34,7 @@ class ProgramsBuildHook(BuildHookInterface[Any]):
             for target in targets:
                 output = source.with_suffix(f".{target}")
                 command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{target}-linux-none", *FLAGS]
+                command.append("-shared" if name in SHARED else "-static")
                 subprocess.run([*command, "-o", str(output), str(source)], check=True)
                 self.app.display_info(f"compiled {output.name} ({output.stat().st_size} bytes)")
         if version == "standard":  # an editable installation reads images/ beside the package

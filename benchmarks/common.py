@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tabulate import tabulate
 
-__all__ = ["interleaved", "median", "ratio", "table", "verdict"]
+__all__ = ["interleaved", "median", "ratio", "reached", "table", "verdict"]
 
 median = statistics.median
 
@@ -46,3 +46,8 @@ def table(seconds: Mapping[str, Sequence[float]], base: str) -> str:
 def verdict(name: str, measured: float, most: float) -> str:
     """One line that says whether a target was met."""
     return f"{'met' if measured <= most else 'MISSED'}: {name}: {measured:.2f} (at most {most:g})"
+
+
+def reached(name: str, measured: float, least: float) -> str:
+    """One line that says whether a target was met that is a least one."""
+    return f"{'met' if measured >= least else 'MISSED'}: {name}: {measured:,.2f} (at least {least:g})"

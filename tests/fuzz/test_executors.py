@@ -67,7 +67,7 @@ def test_what_comes_of_it(name: str) -> None:
         assert _registers(line, outcome) == registers, line
 
 
-@pytest.mark.parametrize("name", ["unicorn", "native"])
+@pytest.mark.parametrize("name", ["unicorn", "native", "qemu"])
 def test_vectors(name: str) -> None:
     """SSE computes, and MXCSR rounds: 1/3 rounded to nearest and up (Intel SDM, volume 1, section 11.6.4)."""
     third = "x86_64 f30f5ec1 xmm0=0x3f800000 xmm1=0x40400000"  # divss
@@ -135,27 +135,29 @@ def test_loops_for_ever(name: str) -> None:
     assert outcomes[1] == outcomes[3]
 
 
-def test_no_system_call_gets_through() -> None:
-    """In the traced process a system call, of any kind, ends the case before the kernel has seen it."""
+@pytest.mark.parametrize("name", ["native", "qemu"])
+def test_no_system_call_gets_through(name: str) -> None:
+    """In user mode a system call, of any kind, ends the case before the kernel has seen it."""
     kill = f"x86_64 0f05 rax=62 rdi={os.getpid()} rsi=9"
     leave = "x86_64 0f05 rax=231"
     write = f"x86_64 0f05ffc0 rax=1 rdi=1 rsi={DATA:#x} rdx=8192"
     old = f"x86_64 cd80 rax=37 rbx={os.getpid()} rcx=9"
     sysenter = "x86_64 0f34 rax=20"
-    outcomes = _run("native", kill, leave, write, old, sysenter, "x86_64 ffc0")
+    outcomes = _run(name, kill, leave, write, old, sysenter, "x86_64 ffc0")
     assert [outcome.status for outcome in outcomes[:4]] == ["unsupported"] * 4
     assert outcomes[4].status in ("unsupported", "exception")
     assert outcomes[5].status == "ok"
 
 
-def test_nothing_of_a_case_is_left_for_the_next() -> None:
+@pytest.mark.parametrize("name", ["native", "qemu"])
+def test_nothing_of_a_case_is_left_for_the_next(name: str) -> None:
     """State that no case shows (upper halves of vectors, protection keys, segment bases) is not the next one's."""
     fill = "x86_64 c5fdc6c000c5fd76c0"  # vpcmpeqd ymm0,ymm0,ymm0: all ones
     upper = "x86_64 c4e37d19c101"  # vextractf128 xmm1,ymm0,1
     keys = "x86_64 0f01ef rax=3"  # wrpkru: no access to anything
     base = f"x86_64 f3480faed0 rax={DATA:#x}"  # wrfsbase rax
     look = "x86_64 64488b042500000000"  # mov rax,[fs:0]
-    outcomes = _run("native", fill, upper, keys, "x86_64 890424 rax=5", base, look)
+    outcomes = _run(name, fill, upper, keys, "x86_64 890424 rax=5", base, look)
     if outcomes[0].status == "ok":  # the CPU has AVX
         assert _registers(upper, outcomes[1]).get("xmm1", 0) == 0
     assert outcomes[3].writes == ((PAGE, b"\5"),)
@@ -225,7 +227,8 @@ os.kill(os.getpid(), 9)
 def test_workers_end_with_their_master() -> None:
     """When the process that started them is killed workers end at once, in the middle of an endless case."""
     names = [name for name in X86 if not import_module(EXECUTORS[name].module).lacks(isa("x86_64"))]
-    expected = len(names) + ("native" in names)  # which has the traced process below it
+    # Python's workers have one above them that forks, and qemu's a QEMU below it.
+    expected = sum(1 if EXECUTORS[name].is_program else 2 + name.startswith("qemu") for name in names)
     code = KILLED.format(names=names, expected=expected)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     pids = [int(pid) for pid in done.stdout.split()]
@@ -242,13 +245,15 @@ def test_worker_killed_from_outside() -> None:
     with _executor("unicorn") as found:
         case = Case.parse("x86_64 ffc0")
         (before,) = found.run([case])
-        assert found._process is not None
-        os.kill(found._process.pid, signal.SIGKILL)
-        found._process.wait()
-        outcomes = found.run([case, case])
-        assert outcomes[-1] == before
+        (forks,) = psutil.Process().children()
+        for victim in (*forks.children(), forks):
+            victim.kill()
+            psutil.wait_procs([victim], timeout=10)
+            outcomes = found.run([case, case])
+            assert outcomes[-1] == before
 
 
+@pytest.mark.parametrize("name", ["unicorn", "qemu"])
 @pytest.mark.parametrize(
     ("line", "registers"),
     [
@@ -259,9 +264,9 @@ def test_worker_killed_from_outside() -> None:
         ("riscv64 13050001", {"x10": 16}),  # addi x10, x0, 16
     ],
 )
-def test_other_instruction_sets(line: str, registers: dict[str, int] | None) -> None:
-    """Unicorn runs A64 and RV64 as the architectures' manuals say."""
-    (outcome,) = _run("unicorn", line)
+def test_other_instruction_sets(name: str, line: str, registers: dict[str, int] | None) -> None:
+    """A64 and RV64 run as the architectures' manuals say."""
+    (outcome,) = _run(name, line)
     assert outcome.status == "ok"
     if registers is not None:
         said = _registers(line, outcome)
@@ -278,12 +283,12 @@ def test_executors_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         executor("bochs", isa("x86_64"))
     with pytest.raises(UsageError, match="native does not run aarch64") as caught:
         executor("native", isa("aarch64"))
-    assert caught.value.hint == "these do: unicorn"
+    assert caught.value.hint == "these do: unicorn, qemu"
     monkeypatch.setattr("vmtest.executors.native.host_arch", lambda: "aarch64")
     with pytest.raises(HostError, match="the host's CPU is aarch64 and does not run x86_64"):
         executor("native", isa("x86_64"))
     broken = Row(name="broken", what="", module="vmtest.executors.unicorn", isas=(), environment=(("PYTHONPATH", "/"),))
-    monkeypatch.setattr("vmtest.executors.worker.sys.executable", "/bin/false")
+    monkeypatch.setattr("vmtest.executors.lives.sys.executable", "/bin/false")
     with pytest.raises(HostError, match="the worker of the executor broken does not come up"):
         Executor(broken, isa("x86_64")).run([Case.parse("x86_64 90")])
 

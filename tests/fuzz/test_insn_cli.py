@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from vmtest.executors import EXECUTORS
 
 VMTEST = str(Path(sys.executable).with_name("vmtest"))
 
@@ -55,9 +54,10 @@ def test_json() -> None:
 
 
 def test_list() -> None:
-    """The executors are listed, with what each runs."""
+    """The executors are listed, with what each runs and its version."""
     rows = _vmtest("list").stdout.splitlines()
-    assert list(dict.fromkeys(row.split()[0] for row in rows[2:])) == list(EXECUTORS)
+    assert [row.split()[0] for row in rows[2:]] == ["unicorn", "native", "kvm", "qemu"]
+    assert re.search(r"QEMU \d+\.\d+\.\d+, TCG, -cpu max$", rows[5])
     assert "aarch64 riscv64" in rows[2]
 
 
@@ -71,6 +71,9 @@ def test_list() -> None:
         (["run", "90", "--mem", "much=00"], "'much' is not a number"),
         (["run", "90", "--isa", "vax"], "unknown instruction set 'vax'"),
         (["run", "90", "--executors", "bochs"], "unknown executor 'bochs'"),
+        (["run", "90", "--executors", "native:x"], "'native:x' is no executor"),
+        (["run", "90", "--executors", "qemu:"], "'qemu:' is no executor"),
+        (["run", "90", "--executors", "qemu:/nowhere"], "the QEMU binary /nowhere cannot be used"),
         (["run", "90", "--executors", ","], "--executors names none"),
         (["run", "2000028b", "--isa", "aarch64", "--executors", "kvm"], "kvm does not run aarch64"),
     ],

@@ -26,14 +26,14 @@ def fuzz() -> None:
 
 @fuzz.command()
 @click.option("--isa", "isa_name", metavar="ISA", default="x86_64", help="the instruction set  [x86_64]")
-@click.option("--executors", metavar="NAMES", help="two or more, with commas  [all that can run it here]")
+@click.option("--executors", metavar="NAMES", help="two or more, with commas  [the fast ones that can run it here]")
 @click.option("--qemu", "qemus", metavar="BINARY", multiple=True, help="add the executor qemu:BINARY; more than once")
 @click.option("--time", "seconds", metavar="SECONDS", type=float, help=f"how long  [{SECONDS:g}, without --cases]")
 @click.option("--cases", metavar="N", type=int, help="how many cases, rounded up to a whole chunk")
 @click.option("--seed", metavar="N", type=int, help="the same seed makes the same cases  [drawn, and printed]")
 @click.option("--forms", metavar="PATTERNS", help='only these, by name or extension: "*cmpxchg*,BMI2"  [all]')
 @click.option("--length", metavar="N", type=int, default=1, help="instructions that a case has at most  [1]")
-@click.option("--sources", metavar="NAMES", help="of forms, bytes, mutants  [all]")
+@click.option("--sources", metavar="NAMES", help="of forms, bytes, mutants  [all; with --forms, those]")
 @click.option("--corpus", metavar="FILE", type=Path, help="cases to mutate, a line each")
 @click.option("--findings", metavar="DIR", type=Path, default=Path("findings"), help="where they go  [findings]")
 @click.option("--baseline", metavar="FILE", type=Path, help="clusters that are accepted: only others make it fail")
@@ -74,7 +74,7 @@ def insn(
     from vmtest.report.progress import shown
 
     row = isa(isa_name)
-    names = names_of(executors, row.name, qemus)
+    names = names_of(executors, row.name, qemus, bulk=True)
     if len(names) < 2:
         raise UsageError(f"there is nothing to compare {names[0]} with", hint="--executors with two names or more")
     for option, value in (("--time", seconds), ("--cases", cases), ("--length", length), ("--jobs", jobs)):
@@ -92,7 +92,7 @@ def insn(
         seconds=SECONDS if seconds is None and cases is None else seconds,
         cases=cases,
         length=length,
-        sources=_sources(sources, SOURCES),
+        sources=_sources(sources or ("forms" if forms else None), SOURCES),
         corpus=_corpus(corpus, row.name),
         jobs=jobs,
     )

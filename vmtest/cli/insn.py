@@ -75,19 +75,21 @@ def list_() -> None:
     from tabulate import tabulate
 
     from vmtest.executors import EXECUTORS
+    from vmtest.model.isa import isa
 
     rows = []
     for name, row in EXECUTORS.items():
-        here: dict[str, list[str]] = {}
-        for isa_name in row.isas:
-            here.setdefault(_lacks(name, isa_name) or _describe(name, isa_name), []).append(isa_name)
-        rows += [(name, row.what, " ".join(isas), what) for what, isas in here.items()]
+        here = _lacks(name) or str(import_module(row.module).describe(isa(row.isas[0])))
+        rows.append((name, row.what, " ".join(row.isas), here))
     click.echo(tabulate(rows, headers=("executor", "what", "runs", "here")))
 
 
-def names_of(said: str | None, isa_name: str, qemus: Sequence[str] = ()) -> list[str]:
-    """The executors that were asked for, or all that can be had and are fast. Raises UsageError where that is none."""
-    from vmtest.executors import EXECUTORS
+def names_of(said: str | None, isa_name: str, qemus: Sequence[str] = (), *, bulk: bool = False) -> list[str]:
+    """The executors that were asked for, or all that can be had, with ``bulk`` the fast ones.
+
+    Raises UsageError or HostError where that is none.
+    """
+    from vmtest.executors import EXECUTORS, available
 
     more = [f"qemu:{path}" for path in qemus]
     if said is not None:
@@ -95,21 +97,15 @@ def names_of(said: str | None, isa_name: str, qemus: Sequence[str] = ()) -> list
         if not names:
             raise UsageError("--executors names none", hint=f"known: {', '.join(EXECUTORS)}")
         return list(dict.fromkeys(names + more))
-    names = [name for name, row in EXECUTORS.items() if isa_name in row.isas and not _lacks(name, isa_name)]
+    names = available(isa_name, bulk=bulk)
     if not names:
         raise HostError(f"no executor for {isa_name} can be had here", hint="vmtest insn list")
     return names + more
 
 
-def _lacks(name: str, isa_name: str) -> str:
+def _lacks(name: str) -> str:
     from vmtest.executors import EXECUTORS
     from vmtest.model.isa import isa
 
-    return str(import_module(EXECUTORS[name].module).lacks(isa(isa_name)))
-
-
-def _describe(name: str, isa_name: str) -> str:
-    from vmtest.executors import EXECUTORS
-    from vmtest.model.isa import isa
-
-    return str(import_module(EXECUTORS[name].module).describe(isa(isa_name)))
+    row = EXECUTORS[name]
+    return str(import_module(row.module).lacks(isa(row.isas[0])))

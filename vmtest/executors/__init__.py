@@ -6,14 +6,16 @@ A newcomer is a file with an Engine, and a row here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
 from vmtest.errors import UsageError
 from vmtest.executors.base import Row
 from vmtest.executors.fleet import Fleet
 from vmtest.executors.worker import Executor
 from vmtest.model.isa import Isa
+from vmtest.model.isa import isa as isa_of
 
-__all__ = ["EXECUTORS", "Executor", "Fleet", "executor", "fleet"]
+__all__ = ["EXECUTORS", "Executor", "Fleet", "available", "executor", "fleet"]
 
 EXECUTORS: dict[str, Row] = {
     row.name: row
@@ -27,13 +29,11 @@ EXECUTORS: dict[str, Row] = {
         ),
         Row(
             name="native",
-            what="the CPU itself, in a traced process with nothing else in it, where no system call gets through",
+            what="the CPU itself, in a process with nothing else in it, where no system call gets through",
             module="vmtest.executors.native",
             rank=0,
             isas=("x86_64",),
-            blind=("avx", "x87"),
-            # Else the kernel writes to a thread's rseq area, which is unmapped with all else.
-            environment=(("GLIBC_TUNABLES", "glibc.pthread.rseq=0"),),
+            is_program=True,
         ),
         Row(
             name="kvm",
@@ -49,21 +49,48 @@ EXECUTORS: dict[str, Row] = {
             rank=1,
             isas=("x86_64", "x86_32", "x86_16"),
         ),
+        Row(
+            name="qemu",
+            what="a whole QEMU under TCG, in user mode; any version of it by qemu:PATH",
+            module="vmtest.executors.qemu",
+            isas=("x86_64", "aarch64", "riscv64"),
+            argument="the path of a qemu-system binary",
+        ),
+        Row(
+            name="qemu-kvm",
+            what="the same with KVM, in user mode; any version of it by qemu-kvm:PATH",
+            module="vmtest.executors.qemu_kvm",
+            isas=("x86_64",),
+            argument="the path of a qemu-system binary",
+            rank=4,
+            bulk=False,
+        ),
     )
 }
 
 
 def executor(name: str, isa: Isa) -> Executor:
-    """The executor of that name for an instruction set. Raises UsageError where there is none, HostError where
-    this host cannot have it.
+    """The executor of that name for an instruction set; NAME:ARGUMENT where it takes one, such as a path.
+
+    Raises UsageError where there is none, HostError where this host cannot have it.
     """
-    row = EXECUTORS.get(name)
+    plain, colon, argument = name.partition(":")
+    row = EXECUTORS.get(plain)
     if row is None:
-        raise UsageError(f"unknown executor {name!r}", hint=f"known: {', '.join(EXECUTORS)}")
+        raise UsageError(f"unknown executor {plain!r}", hint=f"known: {', '.join(EXECUTORS)}")
+    if colon and not (row.argument and argument):
+        takes = f"it takes {row.argument}: {plain}:ARGUMENT" if row.argument else f"{plain} takes no argument"
+        raise UsageError(f"{name!r} is no executor", hint=takes)
     if isa.name not in row.isas:
         able = [other.name for other in EXECUTORS.values() if isa.name in other.isas]
-        raise UsageError(f"{name} does not run {isa.name}", hint=f"these do: {', '.join(able)}")
-    return Executor(row, isa)
+        raise UsageError(f"{plain} does not run {isa.name}", hint=f"these do: {', '.join(able)}")
+    return Executor(row, isa, argument)
+
+
+def available(isa_name: str, *, bulk: bool = False) -> list[str]:
+    """The executors that can run an instruction set on this host; those fast enough for many cases, with ``bulk``."""
+    able = [row for row in EXECUTORS.values() if isa_name in row.isas and (row.bulk or not bulk)]
+    return [row.name for row in able if not import_module(row.module).lacks(isa_of(isa_name))]
 
 
 def fleet(names: Sequence[str], isa: Isa) -> Fleet:

@@ -7,6 +7,8 @@ case's.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import struct
 from dataclasses import dataclass
 
@@ -15,9 +17,9 @@ from vmtest.model.isa import DATA_SIZE, PAGE, Isa
 __all__ = [
     "CODE_AT",
     "DATA_AT",
-    "FRAME",
     "KERNEL_CODE",
     "SIZE",
+    "STACK_END",
     "STUB",
     "STUBS",
     "SYSCALL",
@@ -36,8 +38,8 @@ STUBS = _SYSTEM + _STUBS
 STUB = 8
 SYSCALL = 256
 SYSCALLS = STUBS + SYSCALL * STUB
-FRAME = _STACK + PAGE - 40
-"""Where in memory an exception has put rip, cs, rflags, rsp and ss, and below them its error code, if it has one."""
+STACK_END = _STACK + PAGE
+"""Where in memory an exception has put, from here downwards, ss, rsp, rflags, cs, rip and its error code, if any."""
 
 _PRESENT, _USER = 3, 7  # and writable
 KERNEL_CODE, _KERNEL_DATA, _TASK, _CODE, _DATA = (8 * n for n in (2, 3, 8, 6, 5))  # selectors
@@ -80,7 +82,7 @@ def _segments(isa: Isa, ring: int) -> tuple[_Segment, _Segment]:
     )
 
 
-def fill(memory: bytearray | memoryview, isa: Isa, ring: int) -> None:
+def fill(memory: mmap.mmap, isa: Isa, ring: int) -> None:
     """Write the tables and the handlers to a guest's memory."""
 
     def entry(table: int, index: int, value: int, bits: int = _USER) -> None:
@@ -120,10 +122,11 @@ def fill(memory: bytearray | memoryview, isa: Isa, ring: int) -> None:
         memory[_IDT + 16 * vector : _IDT + 16 * vector + 16] = gate
 
 
-def system_registers(sregs: bytearray, isa: Isa, ring: int) -> bytes:
-    """struct kvm_sregs for a case's mode, from what the CPU was made with."""
+def system_registers(sregs: ctypes.Array[ctypes.c_char], isa: Isa, ring: int) -> None:
+    """Make struct kvm_sregs, which is what the CPU was made with, that of a case's mode."""
     code, data = _segments(isa, ring)
-    sregs[: 6 * 24] = code.kvm() + 5 * data.kvm()  # cs; ds es fs gs ss
+    segments = code.kvm() + 5 * data.kvm()  # cs; ds es fs gs ss
+    struct.pack_into(f"{len(segments)}s", sregs, 0, segments)
     struct.pack_into("<QIH10B", sregs, 24 * 6, _SYSTEM + _TSS, 0x67, _TASK, _TSS_KIND, 1, *[0] * 8)
     struct.pack_into("<QH", sregs, 24 * 8, _SYSTEM + _GDT, _TASK + 15)
     struct.pack_into("<QH", sregs, 24 * 8 + 16, _SYSTEM + _IDT, 4095)
@@ -131,4 +134,3 @@ def system_registers(sregs: bytearray, isa: Isa, ring: int) -> bytes:
     cr4 = 0x40620  # OSXSAVE OSXMMEXCPT OSFXSR PAE
     struct.pack_into("<5Q", sregs, 224, cr0, 0, _PML4, cr4, 0)
     struct.pack_into("<Q", sregs, 264, 0x501)  # EFER: LMA LME SCE
-    return bytes(sregs)

@@ -4,140 +4,153 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import threading
-from importlib.metadata import version
+from collections.abc import Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
-from vmtest.executors import base
+from vmtest.executors.loops import Batch, LoopEngine, address, lacks_loops, pointers
 from vmtest.executors.unicorn_tables import MACHINES
-from vmtest.executors.unicorn_x87 import X87
-from vmtest.model.case import Case, Outcome, differences
 from vmtest.model.isa import DATA_SIZE, PAGE, Isa
 
 __all__ = ["Engine", "describe", "lacks"]
 
-# UC_ERR_* of unicorn.h (2.x): how an access fails, and what cannot be decoded.
-_UNMAPPED, _PROTECTED, _UNALIGNED = (6, 7, 8), (12, 13, 14), (19, 20, 21)
-_INVALID, _FETCH_UNMAPPED = 10, 8
-_MEM_READ_UNMAPPED = 19  # UC_MEM_*: to write and to fetch follow
+_X87 = ("FPCW", "FPSW", "FPTAG", *(f"FP{number}" for number in range(8)))
+_SLOT = 16
+"""Bytes of each of them, in our buffer."""
 
 
 def lacks(isa: Isa) -> str:
     """Why it cannot be had here, "" where it can."""
-    return "" if find_spec("unicorn") else "the package unicorn is missing (pip install unicorn)"
+    return lacks_loops() if find_spec("unicorn") else "the package unicorn is missing (pip install unicorn)"
 
 
-def describe(isa: Isa, argument: str = "") -> str:
-    """What it is here: the library's version."""
-    return f"Unicorn {version('unicorn')}"
+def describe(isa: Isa) -> str:
+    """The library's version."""
+    return f"Unicorn {metadata.version('unicorn')}"
 
 
-class Engine(base.Engine):
+class _Struct(ctypes.Structure):
+    """``struct unicorn`` of loops.c, less what only that uses."""
+
+    _fields_ = (
+        ("batch", Batch),
+        *pointers(
+            "uc", "fresh", "restore", "ctl", "start", "write", "read", "read_one", "stop", "ids", "places", "state"
+        ),
+        ("number", ctypes.c_int),
+        ("pc", ctypes.c_int),
+        ("drop", ctypes.c_uint32),
+        ("access", ctypes.c_int32 * 3),
+        ("illegal", ctypes.c_int32),
+        ("vectors", ctypes.c_void_p),
+        ("fixed", ctypes.c_void_p),
+        ("fixed_mask", ctypes.c_uint64),
+        ("fixed_value", ctypes.c_uint64),
+        ("mode", ctypes.c_ulong),
+        *pointers("renew", "x87_ids", "x87_places", "x87", "x87_state"),
+        ("fault", ctypes.c_uint64 * 5),
+    )
+
+
+class Engine(LoopEngine):
     """One emulator for all cases. What the library keeps of one that could be seen by the next is taken back."""
+
+    survives_fork = True
+
+    loop = "unicorn_batch"
 
     def __init__(self, isa: Isa) -> None:
         super().__init__(isa)
         import unicorn
         from unicorn.unicorn_py3.unicorn import uclib
 
-        self._lib, self._machine = uclib, MACHINES[isa.name]
+        self._unicorn, self._lib, self._machine = unicorn, uclib, MACHINES[isa.name]
         self._constants = vars(getattr(unicorn, self._machine.constants))
         self._code, self._data = mmap.mmap(-1, PAGE), mmap.mmap(-1, DATA_SIZE)
-        # What ctl_remove_cache does, which takes 6 microseconds for the same.
-        self._drop = unicorn.UC_CTL_IO_WRITE << 30 | 2 << 26 | unicorn.UC_CTL_TB_REMOVE_CACHE
-        self._end = isa.code + PAGE
-        ranges = ((isa.code, self._end), (isa.data, isa.data + DATA_SIZE))
-        self._windows = [(ctypes.c_uint64(start), ctypes.c_uint64(end)) for start, end in ranges]
-        told = [register.name for register in isa.registers if not register.group]
         # The library reads and writes each register where its pointer says, which is its place in a state.
-        self._buffer = ctypes.create_string_buffer(isa.size + 8)
-        start = ctypes.addressof(self._buffer)
-        self._ids = (ctypes.c_int * len(told))(*map(self._register, told))
-        self._places = (ctypes.c_void_p * len(told))(*(start + isa.places[name].start for name in told))
-        self._number = len(told)
-        self._x87 = X87(uclib, isa, self._register) if "st0" in isa.places else None
-        self._pc = self._register(self._machine.pc)
-        self._pc_value = ctypes.c_uint64()
-        self._pc_pointer = ctypes.byref(self._pc_value)
-        self._stopped = threading.Event()
-        self._forget()
-        self._make(unicorn)
+        self._state = ctypes.create_string_buffer(isa.size + 8)
+        start = ctypes.addressof(self._state)
+        told = [register.name for register in isa.registers if not register.group]
+        self._ids, self._places = self._pointers(told, [start + isa.places[name].start for name in told])
+        self._vectors = (ctypes.c_int32 * 256)(*(self._machine.vector(number) for number in range(256)))
+
+        def function(name: str) -> int | None:
+            return ctypes.cast(getattr(uclib, f"uc_{name}"), ctypes.c_void_p).value
+
+        mask, value = isa.fixed.get(isa.flags, (0, 0))
+        self.engine = _Struct(
+            batch=self.batch(address(self._code), address(self._data)),
+            restore=function("context_restore"),
+            ctl=function("ctl"),
+            start=function("emu_start"),
+            write=function("reg_write_batch"),
+            read=function("reg_read_batch"),
+            read_one=function("reg_read"),
+            stop=function("emu_stop"),
+            ids=ctypes.addressof(self._ids),
+            places=ctypes.addressof(self._places),
+            state=start,
+            number=len(told),
+            pc=self._register(self._machine.pc),
+            drop=unicorn.UC_CTL_IO_WRITE << 30 | 2 << 26 | unicorn.UC_CTL_TB_REMOVE_CACHE,  # what uc_ctl is asked for
+            access=self._machine.faults,
+            illegal=self._machine.undefined,
+            vectors=ctypes.addressof(self._vectors),
+            fixed=start + isa.places[isa.flags].start if isa.flags else None,
+            fixed_mask=mask,
+            fixed_value=value,
+            mode=self._machine.start,
+        )
+        if "fcw" in isa.places:
+            self._x87 = ctypes.create_string_buffer(_SLOT * len(_X87))
+            slots = [ctypes.addressof(self._x87) + _SLOT * number for number in range(len(_X87))]
+            self._x87_ids, self._x87_places = self._pointers(_X87, slots)
+            self.engine.x87_ids = ctypes.addressof(self._x87_ids)
+            self.engine.x87_places = ctypes.addressof(self._x87_places)
+            self.engine.x87 = ctypes.addressof(self._x87)
+            self.engine.x87_state = start + isa.places["fcw"].start
+        if self._machine.dies_of_fetch:
+            self._renew = ctypes.CFUNCTYPE(None)(self._make)
+            self.engine.renew = ctypes.cast(self._renew, ctypes.c_void_p).value
+        self._make()
 
     def _register(self, name: str) -> int:
         """The library's number of a register."""
         return int(self._constants[self._machine.prefix + self._machine.names.get(name, name.upper())])
 
-    def _make(self, unicorn: Any) -> None:
+    def _pointers(self, names: Sequence[str], places: Sequence[int]) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
+        """The registers' numbers, and where the library is to read and write them."""
+        return (
+            (ctypes.c_int * len(names))(*map(self._register, names)),
+            (ctypes.c_void_p * len(names))(*places),
+        )
+
+    def _make(self) -> None:
+        """An emulator with the two windows, and our hooks."""
+        unicorn, isa = self._unicorn, self.isa
         self._uc = unicorn.Uc(getattr(unicorn, self._machine.arch), getattr(unicorn, self._machine.mode))
-        self._handle = self._uc._uch
-        for address, memory in ((self.isa.code, self._code), (self.isa.data, self._data)):
-            pointer = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            self._uc.mem_map_ptr(address, len(memory), unicorn.UC_PROT_ALL, pointer)
+        self._uc.mem_map_ptr(isa.code, PAGE, unicorn.UC_PROT_ALL, address(self._code))
+        self._uc.mem_map_ptr(isa.data, DATA_SIZE, unicorn.UC_PROT_ALL, address(self._data))
         for name, bits in self._machine.enable:
             self._uc.reg_write(self._register(name), self._uc.reg_read(self._register(name)) | bits)
         self._fresh = self._uc.context_save()
-        self._uc.hook_add(unicorn.UC_HOOK_MEM_INVALID, self._on_fault)
-        self._uc.hook_add(unicorn.UC_HOOK_INTR, self._on_interrupt)
-
-    def _on_fault(self, uc: Any, access: int, address: int, size: int, value: int, data: Any) -> bool:
-        self._fault = (self._machine.faults[(access - _MEM_READ_UNMAPPED) % 3], address)
-        return False
-
-    def _on_interrupt(self, uc: Any, number: int, data: Any) -> None:
-        self._fault = (self._machine.vectors.get(number, number), None)
-        uc.emu_stop()
-
-    def run(self, case: Case) -> Outcome:
-        """See Engine."""
-        lib, handle, start, before = self._lib, self._handle, case.start, case.window
-        self._data[:] = before
-        self._code[:] = case.code.rjust(PAGE, b"\0")
-        self._uc.context_restore(self._fresh)  # also an exception that it remembers, which would make the next a double
-        for window in self._windows:
-            lib.uc_ctl(handle, self._drop, *window)
-        ctypes.memmove(self._buffer, case.state, self.isa.size)
-        lib.uc_reg_write_batch(handle, self._ids, self._places, self._number)
-        x87 = self._x87 if base.uses_vectors(case) else None
-        if x87:
-            x87.write(handle, case.state)
-        self._forget()
-        begin, end_ = ctypes.c_uint64(start + self._machine.start), ctypes.c_uint64(self._end)
-        status = lib.uc_emu_start(handle, begin, end_, 0, 0)
-        lib.uc_reg_read_batch(handle, self._ids, self._places, self._number)
-        lib.uc_reg_read(handle, self._pc, self._pc_pointer)
-        end: int | None = self._pc_value.value
-        if self._stopped.is_set():
-            return Outcome(status="timeout")
-        vector, address = self._fault
-        if end == address == self._end:  # on some architectures it fetches what is behind the end
-            status, vector, address = 0, None, None
-        failed = status != 0 or vector is not None or address is not None
-        if status == _INVALID:
-            vector = self._machine.undefined
-        if status in (*_UNMAPPED, *_PROTECTED, *_UNALIGNED):  # it keeps no program counter for those
-            end = None
-        state = self._buffer.raw[: self.isa.size]
-        if x87:
-            state = x87.read(handle, state)
-        if status == _FETCH_UNMAPPED and self._machine.dies_of_fetch:
-            import unicorn
-
-            self._make(unicorn)
-        return Outcome(
-            status="exception" if failed else "ok",
-            state=state,
-            writes=differences(before, self._data[:]),
-            end=end,
-            vector=vector,
-            address=address,
-        )
-
-    def _forget(self) -> None:
-        self._fault = (None, None)
-        self._stopped.clear()
+        self.engine.uc, self.engine.fresh = self._uc._uch.value, self._fresh.context.value
+        self._hooks = [ctypes.c_size_t(), ctypes.c_size_t()]
+        for hook, kind, name in zip(
+            self._hooks,
+            (unicorn.UC_HOOK_MEM_INVALID, unicorn.UC_HOOK_INTR),
+            (self.library.unicorn_fault, self.library.unicorn_interrupt),
+            strict=True,
+        ):
+            everywhere = (ctypes.c_uint64(1), ctypes.c_uint64(0))
+            pointer = ctypes.cast(name, ctypes.c_void_p)
+            engine = ctypes.byref(self.engine)
+            self._lib.uc_hook_add(self._uc._uch, ctypes.byref(hook), kind, pointer, engine, *everywhere)
 
     def stop(self) -> None:
         """See Engine."""
-        self._stopped.set()
-        self._lib.uc_emu_stop(self._handle)
+        # Before and after, since the case that it is for may end at any moment.
+        self.engine.batch.stopped = 1
+        self._lib.uc_emu_stop(self._uc._uch)
+        self.engine.batch.stopped = 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["MACHINES", "Machine"]
+__all__ = ["MACHINES", "NONE", "Machine"]
+
+NONE = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +16,9 @@ class Machine:
     ``names`` are those that it calls otherwise than we do. ``enable`` are bits of registers that are set before the
     first case. ``start`` is added to the address where it is to begin.
 
-    ``vectors`` are the architecture's numbers of exceptions by QEMU's, where they are not the same; None is one that
-    it has none for. ``undefined`` is the number of what is no instruction, ``faults`` those of an access to memory that
-    is not there: to read, to write, to fetch. After such a fetch some emulators end the process with the next case, and
+    ``vectors`` are the architecture's numbers of exceptions by QEMU's; where there is none they are the same.
+    ``undefined`` is the number of what is no instruction, ``faults`` those of an access to memory that is not there: to
+    read, to write, to fetch. NONE is what it does not tell. After such a fetch some emulators end the process with the next case, and
     are made anew: ``dies_of_fetch`` (unicorn-engine/unicorn#2134).
     """
 
@@ -28,10 +30,14 @@ class Machine:
     names: Mapping[str, str] = field(default_factory=dict)
     enable: tuple[tuple[str, int], ...] = ()
     start: int = 0
-    vectors: Mapping[int, int | None] = field(default_factory=dict)
-    undefined: int | None = None
-    faults: tuple[int | None, int | None, int | None] = (None, None, None)
+    vectors: Mapping[int, int] = field(default_factory=dict)
+    undefined: int
+    faults: tuple[int, int, int]
     dies_of_fetch: bool = False
+
+    def vector(self, number: int) -> int:
+        """The architecture's number of an exception that the library tells."""
+        return self.vectors.get(number, NONE) if self.vectors else number
 
 
 def _x86(mode: str, pc: str, names: Mapping[str, str], enable: tuple[tuple[str, int], ...] = ()) -> Machine:
@@ -60,14 +66,16 @@ def _arm(mode: str, start: int) -> Machine:
         prefix="UC_ARM_REG_",
         enable=(("C1_C0_2", 0xF << 20), ("FPEXC", 1 << 30)),  # CPACR.cp10 and cp11; B4.1.40, B6.1.40
         start=start,
-        vectors={7: 3},
+        vectors={1: 1, 2: 2, 3: 3, 4: 4, 7: 3},  # EXCP_UDEF, SWI, PREFETCH_ABORT, DATA_ABORT, BKPT
         undefined=1,
         faults=(4, 4, 3),
     )
 
 
 def _riscv(mode: str) -> Machine:
-    """QEMU's target/riscv/cpu_bits.h, RISCV_EXCP_*, are the causes of the privileged manual, table 3.6."""
+    """QEMU's target/riscv/cpu_bits.h, RISCV_EXCP_*, are the causes of the privileged manual, table 3.6. Which of them an
+    access has that fails depends on whether addresses are translated, and the library tells none.
+    """
     return Machine(
         arch="UC_ARCH_RISCV",
         mode=mode,
@@ -75,7 +83,7 @@ def _riscv(mode: str) -> Machine:
         prefix="UC_RISCV_REG_",
         enable=(("MSTATUS", 3 << 13),),  # FS
         undefined=2,
-        faults=(5, 7, 1),
+        faults=(NONE, NONE, NONE),
     )
 
 
@@ -111,6 +119,11 @@ MACHINES: dict[str, Machine] = {
         constants="arm64_const",
         prefix="UC_ARM64_REG_",
         enable=(("CPACR_EL1", 3 << 20),),
+        # EXCP_UDEF, EXCP_SWI, EXCP_BKPT of QEMU 5.0, target/arm/cpu.h, are here exception classes: ESR_EL1.EC, Arm ARM,
+        # DDI 0487, D17.2.37.
+        vectors={1: 0x00, 2: 0x15, 7: 0x3C},
+        undefined=0x00,
+        faults=(NONE, NONE, NONE),
     ),
     "arm": _arm("UC_MODE_ARM", 0),
     "thumb": _arm("UC_MODE_THUMB", 1),

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
 import select
-import signal
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import cached_property
 from importlib import import_module
 from types import TracebackType
 from typing import Self
 
 from vmtest.errors import HostError
-from vmtest.executors.base import Engine, Row
+from vmtest.executors.base import RUNS, Engine, Row
+from vmtest.executors.lives import lives
 from vmtest.model.case import Case, Outcome
-from vmtest.model.isa import Isa, isa
+from vmtest.model.isa import Isa
 
-__all__ = ["Executor"]
+__all__ = ["Executor", "serve"]
 
 BATCH = 512
 """Cases that go to a worker at a time: when it dies, what it had run of them is run again."""
-PATIENCE = 0.05
-"""Seconds after which a case is stopped, at most twice as many: one takes 20 microseconds."""
+LOOK = 0.05
+"""Seconds after which a worker looks how far it has come, and whether who started it is still there."""
 DEAF = 5.0
 """Seconds after which a worker that its engine cannot stop is killed."""
 START = 30.0
@@ -37,27 +35,35 @@ START = 30.0
 HEAD = struct.Struct("<II")  # bytes that follow, and what they are of: cases or outcomes
 ROOM = 1 << 20
 """Bytes that a pipe should hold: two batches of any instruction set."""
-TWO = struct.Struct("<II")  # the case that runs, by its place in its batch, and whether one does
-IDLE = TWO.pack(0, 0)
+IDLE = RUNS.pack(0, 0)
 READY = 0xFFFFFFFF
 
 
 class Executor:
-    """Runs batches of cases; use it as a context manager. ``deaths`` counts its workers that a case has killed."""
+    """Runs batches of cases; use it as a context manager.
 
-    def __init__(self, row: Row, isa: Isa) -> None:
+    ``name`` is as the user has given it, with an argument where there is one. ``deaths`` counts the cases that have
+    killed what ran them: the worker, or what that runs them with.
+    """
+
+    def __init__(self, row: Row, isa: Isa, argument: str = "") -> None:
         """Raises HostError where the executor cannot be had here, with the reason."""
-        self.name = row.name
+        self.name = f"{row.name}:{argument}" if argument else row.name
         self.isa = isa
-        self.description = row.what
         self.blind, self.rank = frozenset(row.blind), row.rank
         self.deaths = 0
-        self._row = row
-        self._process: subprocess.Popen[bytes] | None = None
+        self._alive = False
         self._depth = 1
         self._idle_deaths = 0
-        if why := import_module(row.module).lacks(isa):
-            raise HostError(f"the executor {row.name} cannot be had here: {why}")
+        self._row, self._argument = row, [argument] if argument else []
+        if why := import_module(row.module).lacks(isa, *self._argument):
+            raise HostError(f"the executor {self.name} cannot be had here: {why}")
+        self._lives = lives(row, isa, argument)
+
+    @cached_property
+    def description(self) -> str:
+        """What exactly it is here, with its version."""
+        return str(import_module(self._row.module).describe(self.isa, *self._argument))
 
     def run(self, cases: Sequence[Case]) -> list[Outcome]:
         """The outcomes of the cases, in their order. Raises HostError where the worker cannot be started."""
@@ -66,13 +72,13 @@ class Executor:
         sent = 0
         while len(outcomes) < len(cases):
             try:
-                if self._process is None:
+                if not self._alive:
                     self._start()
                 while len(under_way) < self._depth and sent < len(cases):
-                    batch = cases[sent : sent + BATCH]
-                    self._send(batch)
-                    under_way.append(batch)
-                    sent += len(batch)
+                    number, packed = _pack(cases[sent : sent + BATCH])
+                    under_way.append(cases[sent : sent + number])
+                    sent += number
+                    self._send(packed)
                 outcomes += self._answer()
                 under_way.popleft()
             except EOFError:
@@ -93,19 +99,17 @@ class Executor:
         if before := batch[:culprit]:
             try:
                 self._start()
-                self._send(before)
-                found = self._answer()
+                while len(found) < len(before):
+                    self._send(_pack(before[len(found) :])[1])
+                    found += self._answer()
             except EOFError:  # it dies of what an earlier one has left behind
-                return self._recover(before)
+                return found + self._recover(before[len(found) :])
         return [*found, last]
 
     def _bury(self) -> tuple[int | None, Outcome]:
         """Which case of its batch the worker has died of, None where it was idle, and how."""
-        assert self._process is not None
-        culprit, busy = TWO.unpack(self._progress[:8])
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        code = self._process.wait()
+        culprit, busy = RUNS.unpack(self._progress[:8])
+        code = self._lives.end()
         self._forget()
         if not busy:
             self._idle_deaths += 1
@@ -127,43 +131,28 @@ class Executor:
         except OSError:
             self._depth = 1
         numbers = (theirs_in, theirs_out, shared)
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            __name__,
-            self._row.module,
-            self.isa.name,
-            *map(str, (*numbers, os.getpid())),
-        ]
         try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=numbers,
-                env={**os.environ, **dict(self._row.environment)},
-                process_group=0,
-            )
+            self._lives.begin(numbers)
+        except OSError as error:
+            self._forget()
+            raise HostError(f"the worker of the executor {self.name} cannot be started: {error}") from None
         finally:
             for number in numbers:
                 os.close(number)
-        self._deaf = False
+        self._alive, self._deaf = True, False
         try:
             _, ready = HEAD.unpack(self._receive(HEAD.size, START))
         except EOFError:
-            self._process.kill()
-            words = self._process.communicate()[1].decode(errors="replace").strip()
-            self._forget()
+            self._lives.end()
+            words = self._lives.words()
+            self.close()
             raise HostError(
                 f"the worker of the executor {self.name} does not come up", evidence={"its words": words[-4000:]}
             ) from None
         assert ready == READY
 
-    def _send(self, batch: Sequence[Case]) -> None:
-        packed = b"".join([case.pack() for case in batch])
-        view = memoryview(HEAD.pack(len(packed), len(batch)) + packed)
+    def _send(self, packed: bytes) -> None:
+        view = memoryview(packed)
         while view:
             try:
                 view = view[os.write(self._to, view) :]
@@ -179,6 +168,7 @@ class Executor:
         for _ in range(number):
             outcome, at = Outcome.unpack(self.isa, data, at)
             found.append(outcome)
+        self.deaths += sum(outcome.status == "died" for outcome in found)
         self._idle_deaths = 0
         return found
 
@@ -203,20 +193,16 @@ class Executor:
         return data
 
     def _forget(self) -> None:
-        assert self._process is not None
-        assert self._process.stderr is not None
-        self._process.stderr.close()
         os.close(self._to)
         os.close(self._from)
         self._progress.close()
-        self._process = None
+        self._alive = False
 
     def close(self) -> None:
         """End the worker; a second time does nothing."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        if self._alive:
             self._forget()
+        self._lives.close()
 
     def __enter__(self) -> Self:
         return self
@@ -227,51 +213,42 @@ class Executor:
         self.close()
 
 
+def _pack(cases: Sequence[Case]) -> tuple[int, bytes]:
+    """How many of the cases are a batch, and its bytes. It is what a pipe has room for, lest both ends of it wait."""
+    pieces = [case.pack() for case in cases]
+    size = sum(map(len, pieces))
+    while size > ROOM // 2 - HEAD.size and len(pieces) > 1:
+        size -= len(pieces.pop())
+    return len(pieces), HEAD.pack(size, len(pieces)) + b"".join(pieces)
+
+
 # -- the worker's end ------------------------------------------------------------------------------------------------
 
 
-def _serve(engine: Engine, source: int, sink: int, progress: mmap.mmap, parent: int) -> None:
+def serve(engine: Engine, source: int, sink: int, progress: mmap.mmap, parent: int) -> None:
+    """Run what comes in, until no more does or who forked us is gone."""
     threading.Thread(target=_watch, args=(engine, progress, parent), daemon=True).start()
-    with os.fdopen(source, "rb") as cases, os.fdopen(sink, "wb") as outcomes:
-        outcomes.write(HEAD.pack(0, READY))
-        outcomes.flush()
+    with os.fdopen(source, "rb") as cases, os.fdopen(sink, "wb") as answers:
+        answers.write(HEAD.pack(0, READY))
+        answers.flush()
         while head := cases.read(HEAD.size):
             size, number = HEAD.unpack(head)
-            data, at = cases.read(size), 0
-            found = []
-            for index in range(number):
-                case, at = Case.unpack(engine.isa, data, at)
-                progress[:8] = TWO.pack(index, 1)
-                outcome = engine.run(case)
-                if outcome.status == "timeout":  # or the one before was stopped too late, and this one in its place
-                    outcome = engine.run(case)
-                found.append(outcome.pack())
+            answer = engine.run_packed(cases.read(size), number, progress)
             progress[:8] = IDLE
-            answer = b"".join(found)
-            outcomes.write(HEAD.pack(len(answer), number) + answer)
-            outcomes.flush()
+            answers.write(HEAD.pack(len(answer), number) + answer)
+            answers.flush()
 
 
 def _watch(engine: Engine, progress: mmap.mmap, parent: int) -> None:
     """Stop the case that has been running since we last looked, and ourselves when who started us is gone."""
-    before = b""
+    before, seen = b"", 0
     while True:
-        time.sleep(PATIENCE)
+        time.sleep(LOOK)
         if os.getppid() != parent:  # and no parent-death signal: that comes when a thread of the parent's ends, too
             os._exit(1)
         now = progress[:8]
-        if now == before and now != IDLE:
-            engine.stop()
+        seen = seen + 1 if now == before else 0
         before = now
-
-
-def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
-    module, name, source, sink, shared, parent = sys.argv[1:]
-    progress = mmap.mmap(int(shared), mmap.PAGESIZE)
-    engine: Engine = import_module(module).Engine(isa(name))
-    _serve(engine, int(source), int(sink), progress, int(parent))
-
-
-if __name__ == "__main__":
-    _main()
+        if seen * LOOK >= engine.patience and now != IDLE:
+            engine.stop()
+            seen = 0

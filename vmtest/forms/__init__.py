@@ -14,7 +14,11 @@ from vmtest.model.isa import isa
 
 __all__ = ["BAD", "FORMS", "Draft", "Forms", "Instruction", "forms"]
 
-FORMS = {"x86_64": "vmtest.forms.x86"}
+FORMS = {
+    "aarch64": "vmtest.forms.aarch64",
+    "riscv64": "vmtest.forms.riscv64",
+    "x86_64": "vmtest.forms.x86",
+}
 """By instruction set, the module that has its class ``Table``."""
 
 

@@ -29,12 +29,14 @@ from vmtest.forms.x86_encode import Template
 from vmtest.forms.x86_features import cpuid_cases, features_said
 from vmtest.forms.x86_rules import APPROXIMATE, BANNED, ELSEWHERE, RULES, UNDEFINED, alike
 from vmtest.model.case import Case, Outcome
-from vmtest.model.isa import Isa
+from vmtest.model.isa import CODE, Isa
 
 __all__ = ["REGISTERS", "Table"]
 
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
 _TELLING = frozenset(b"\x66\xf0\xf2\xf3")
+# Of the second byte of these the bits that say which table of opcodes it is.
+_MAPPED = {b"\xc4": 31, b"\xc5": 0, b"\x62": 7, b"\x8f": 31}
 # How many bytes an opcode has, with its escapes.
 _OPCODE_SIZES = {b"\x0f": 2, b"\x0f\x38": 3, b"\x0f\x3a": 3, b"\xc5": 3, b"\xc4": 4, b"\x8f": 4, b"\x62": 5}
 
@@ -95,6 +97,7 @@ class Table(Forms):
         """See Forms."""
         return [self._formatter.format(one) for one in self._decoded(code, start)]
 
+    @cache  # noqa: B019
     def features(self, name: str) -> frozenset[str]:
         """See Forms: as iced-x86's CpuidFeature calls them."""
         return frozenset(_FEATURES[number] for number in self._empty(name).cpuid_features())
@@ -112,6 +115,7 @@ class Table(Forms):
         """See Forms: what CPUID says."""
         return features_said(self.isa, outcomes)
 
+    @cache  # noqa: B019
     def banned(self, name: str) -> str:
         """See Forms."""
         info = OpCodeInfo(self._codes[name])
@@ -153,7 +157,8 @@ class Table(Forms):
                 found.add("privileged")
             if one.flow_control != FlowControl.NEXT and 0x66 in case.code[: one.len]:
                 found.add("size of a branch")
-            if not _is_canonical(target(case, one) or 0):
+            into_zeros = CODE <= one.near_branch_target < case.start  # which are add [rax],al
+            if not _is_canonical(target(case, one) or 0) or (into_zeros and not _is_canonical(_accumulator(case))):
                 found.add("not canonical")
             for address, size, aligned in accesses(case, one):
                 if not _is_canonical(address) or not _is_canonical(address + size - 1):
@@ -204,10 +209,16 @@ def _bad(code: bytes, bits: int) -> str:
         at += 1
     size = _OPCODE_SIZES.get(code[at : at + 2], 0) or _OPCODE_SIZES.get(code[at : at + 1], 1)
     prefixes = [f"{prefix:02x}" for prefix in sorted(seen & _TELLING)]
-    if code[at : at + 1] in (b"\xc4", b"\xc5", b"\x62", b"\x8f"):  # what they carry is mostly operands
-        escape = code[at : at + size]
-        return " ".join([BAD, *prefixes, escape[:1].hex(), escape[-1:].hex()])
+    if code[at : at + 1] in _MAPPED and len(code) > at + 1:  # what it carries is mostly operands
+        escape, bits_of_map = code[at : at + 1], _MAPPED[code[at : at + 1]]
+        return " ".join(
+            [BAD, *prefixes, escape.hex(), f"map {code[at + 1] & bits_of_map}", code[at:][size - 1 : size].hex()]
+        )
     return " ".join([BAD, *prefixes, code[at : at + size].hex()])
+
+
+def _accumulator(case: Case) -> int:
+    return int.from_bytes(case.state[case.isa.places[case.isa.registers[0].name]], "little")
 
 
 def _is_canonical(address: int) -> bool:

@@ -101,7 +101,8 @@ class Template:
         """See Forms.make."""
         drawn = random.getrandbits(64)
         registers = {self._names[number]: _address(random) for number in self._pointers}
-        in_memory = self._modrm and (drawn & 0xFF) < 256 * self._memory_share
+        # Zeros are the simplest one, for hypothesis: registers, and no prefix.
+        in_memory = self._modrm and (drawn & 0xFF) >= 256 * (1 - self._memory_share)
         extend = drawn >> 8 & 7 if self._bits == 64 else 0  # R, X and B, the fourth bits of register numbers
         operand = b""
         if self._modrm:
@@ -115,7 +116,7 @@ class Template:
         code = body + operand + tail
         if self._info.encoding == EncodingKind.D3NOW:  # whose opcode comes last
             code = body[:-1] + operand + body[-1:]
-        if not drawn >> 60:  # and a prefix that it has no need of
+        if drawn >> 60 == 15:  # and a prefix that it has no need of
             code = bytes((_PREFIXES[(drawn >> 52 & 0xFF) % len(_PREFIXES)],)) + code
         if in_memory and self._bits == 16:
             code = b"\x67" + code

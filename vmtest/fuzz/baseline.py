@@ -12,6 +12,7 @@ from vmtest.fuzz.finding import Finding, Key
 __all__ = ["FORMAT", "load", "save"]
 
 FORMAT = 1
+_HINT = "vmtest fuzz insn --baseline FILE --accept writes one, and so does pytest --vm-accept"
 _HEAD = {"vmtest-baseline": FORMAT}
 
 
@@ -23,13 +24,13 @@ def load(path: Path) -> frozenset[Key]:
         if version != FORMAT:
             raise UsageError(
                 f"{path} is a baseline of format {version!r}, and this vmtest reads {FORMAT}",
-                hint="write it anew: vmtest fuzz insn ... --baseline FILE --accept",
+                hint=_HINT,
             )
         return frozenset(Key(*(json.loads(line)[name] for name in Key._fields)) for line in lines if line.strip())
     except OSError as error:
-        raise UsageError(f"the baseline {path} cannot be read: {error.strerror}", hint="--accept makes one") from None
+        raise UsageError(f"the baseline {path} cannot be read: {error.strerror}", hint=_HINT) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no baseline: {error!r}", hint="--accept makes one") from None
+        raise UsageError(f"{path} is no baseline: {error!r}", hint=_HINT) from None
 
 
 def save(path: Path, known: Iterable[Key], findings: Iterable[Finding]) -> None:

@@ -44,8 +44,8 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Report:
-    """What has come of it so far. ``executors`` is what each of them is. ``findings`` are by cluster, ``new`` the ones that
-    ``known`` does not hold.
+    """What has come of it so far. ``executors`` is what each of them is. ``findings`` are by cluster,
+    ``new`` the ones that ``known`` does not hold.
     """
 
     plan: Plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from itertools import groupby
 from random import Random
@@ -12,7 +12,7 @@ from vmtest.forms import Draft, forms
 from vmtest.model.case import Case, Patch
 from vmtest.model.isa import CODE, DATA, PAGE, Isa, Register
 
-__all__ = ["CHUNK", "SOURCES", "Generator", "select", "values_of"]
+__all__ = ["CHUNK", "EDGES", "SOURCES", "Generator", "select", "values_of"]
 
 CHUNK = 1024
 """Cases that are made and run at a time."""
@@ -22,7 +22,7 @@ SOURCES = {
     "mutants": "instructions and the corpus's cases with some bits and bytes changed",
 }
 _SHARES = {"forms": 85, "bytes": 5, "mutants": 10}
-_EDGES = (
+EDGES = (
     0, 1, 2, 3, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x100000000,
     0x7FFFFFFFFFFFFFFF, 0x8000000000000000, 0xFFFFFFFFFFFFFFFE, 0xFFFFFFFFFFFFFFFF, CODE + PAGE, DATA + PAGE,
 )  # fmt: skip
@@ -41,7 +41,7 @@ def values_of(size: int) -> list[bytes]:
     """What registers of so many bytes begin with: the edges, numbers of floating point, and others."""
     random, found = Random(size), []
     for _ in range(_POOL):
-        word, half = random.choice((_EDGES, _EDGES, _DOUBLES)), random.random() < 0.3
+        word, half = random.choice((EDGES, EDGES, _DOUBLES)), random.random() < 0.3
         pieces = b""
         while len(pieces) < size:
             if random.random() < 0.3:
@@ -94,6 +94,7 @@ class Generator:
         """``length`` is how many instructions a case has at most. Raises UsageError where there is nothing to draw."""
         self.isa, self.names, self.seed, self.length, self.corpus = isa, names, seed, length, corpus
         self._forms = forms(isa.name)
+        self._banned = {name for name in self._forms.names if self._forms.banned(name) and name not in names}
         self._sources = [source for source in sources if names or source == "bytes"]
         if not self._sources:
             raise UsageError(f"there is no table of the forms of {isa.name}", hint="--sources bytes")
@@ -111,14 +112,30 @@ class Generator:
 
     def _case(self, random: Random) -> Case:
         source = random.choices(self._sources, self._shares)[0] if len(self._sources) > 1 else self._sources[0]
-        if source == "bytes":
-            draft = Draft(random.randbytes(random.randrange(1, 16)), {})
-        elif source == "mutants" and self.corpus and random.random() < 0.5:
-            return _mutated_case(random, random.choice(self.corpus))
-        else:
+        if source == "forms":
             draft = self._instructions(random)
-            if source == "mutants":
-                draft = draft._replace(code=mutated(random, draft.code)[: self.isa.code_most])
+        elif source == "mutants" and self.corpus and random.random() < 0.5:
+            return self._checked(random, lambda: _mutated_case(random, random.choice(self.corpus)))
+        else:
+            return self._checked(random, lambda: self._wild(random, source))
+        return self._with_state(random, draft)
+
+    def _wild(self, random: Random, source: str) -> Case:
+        """Of random bytes, or a mutant of an instruction."""
+        if source == "bytes":
+            return self._with_state(random, Draft(random.randbytes(random.randrange(1, 16)), {}))
+        draft = self._instructions(random)
+        return self._with_state(random, draft._replace(code=mutated(random, draft.code)[: self.isa.code_most]))
+
+    def _checked(self, random: Random, make: Callable[[], Case]) -> Case:
+        """The first that has no banned instruction in it."""
+        while True:
+            case = make()
+            decoded = self._forms.decode(case.code, case.start)
+            if not any(one.form in self._banned for one in decoded):
+                return case
+
+    def _with_state(self, random: Random, draft: Draft) -> Case:
         return Case(isa=self.isa, code=draft.code, state=self._state(random, draft), memory=self._memory(random, draft))
 
     def _instructions(self, random: Random) -> Draft:

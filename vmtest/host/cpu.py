@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vmtest.host.devices import device_state
 
-__all__ = ["Virtualization", "hypervisor", "virtualization", "visible"]
+__all__ = ["Virtualization", "hypervisor", "model", "virtualization", "visible"]
 
 NONE_VISIBLE = "none visible"
 
@@ -111,6 +111,13 @@ def notes(extension: str, above: str, *, kvm: bool) -> tuple[str, ...]:
     elif extension == NONE_VISIBLE:
         said.append("the CPU has no virtualization, or the firmware switched it off: see its setup for VT-x or SVM")
     return tuple(said)
+
+
+def model() -> str:
+    """The CPU's name, and its microcode's version where it has one."""
+    cpuinfo = _read("/proc/cpuinfo")
+    name, microcode = _field(cpuinfo, "model name") or "unknown CPU", _field(cpuinfo, "microcode")
+    return f"{name}, microcode {microcode}" if microcode else name
 
 
 def _field(cpuinfo: str, name: str) -> str:

@@ -13,6 +13,7 @@ from vmtest.errors import HostError
 from vmtest.model.arch import ARCHES
 
 __all__ = [
+    "UNLESS_ORPHANED",
     "boot_id",
     "guarded",
     "host_arch",
@@ -72,6 +73,11 @@ def process_cpu_seconds(pid: int) -> float:
     # clock_getcpuclockid(3) as the kernel defines it (include/linux/posix-timers_types.h): the process number
     # inverted, and CPUCLOCK_SCHED. In ns, where /proc/PID/stat has ticks of 10 ms.
     return time.clock_gettime((~pid << 3) | 2)
+
+
+UNLESS_ORPHANED = ("/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
+"""Between ``guarded`` and a command, with our process number: runs it after the signal was asked for, since a parent
+that was killed before that moment has sent none."""
 
 
 def guarded(argv: tuple[str, ...]) -> tuple[str, ...]:

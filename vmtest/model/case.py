@@ -16,6 +16,7 @@ Patch = tuple[int, bytes]
 """Bytes of the data window, and where in it they are."""
 
 _ZEROS = bytes(DATA_SIZE)
+_CHANGED = re.compile(rb"[^\0](?:\0{0,7}[^\0])*")
 _CASE = struct.Struct("<BH")
 _PATCH = struct.Struct("<HH")
 _OUTCOME = struct.Struct("<BBQQQQH")
@@ -196,14 +197,14 @@ def differences(before: bytes, after: bytes) -> tuple[Patch, ...]:
     """What of a window has changed, as patches; those that fewer than 8 bytes lie between are one."""
     if before == after:
         return ()
-    found: list[list[int]] = []
-    for line in range(0, len(before), 64):
-        if before[line : line + 64] == after[line : line + 64]:
-            continue
-        for at in range(line, line + 64):
-            if before[at] != after[at]:
-                if found and at - found[-1][1] < 8:
-                    found[-1][1] = at + 1
-                else:
-                    found.append([at, at + 1])
-    return tuple((start, after[start:end]) for start, end in found)
+    # From the first byte that differs to the last one, since most cases write in one place.
+    start, end, step = 0, len(before), len(before)
+    while step > 1:
+        step //= 2  # the size of a window is a power of two
+        if before[start : start + step] == after[start : start + step]:
+            start += step
+        if before[end - step : end] == after[end - step : end]:
+            end -= step
+    changed = (int.from_bytes(before[start:end]) ^ int.from_bytes(after[start:end])).to_bytes(end - start)
+    found = ((start + run.start(), start + run.end()) for run in _CHANGED.finditer(changed))
+    return tuple((first, after[first:last]) for first, last in found)

@@ -6,6 +6,7 @@ import pytest
 
 from vmtest.errors import VmtestError
 from vmtest.pytest_plugin.fixtures import boot, guest, session_boot, template
+from vmtest.pytest_plugin.fuzzing import executors
 from vmtest.pytest_plugin.pooling import pytest_collection_finish, pytest_sessionfinish
 from vmtest.pytest_plugin.reporting import (
     pytest_report_header,
@@ -16,6 +17,7 @@ from vmtest.pytest_plugin.settings import SETTINGS, add_options, read_settings
 
 __all__ = [
     "boot",
+    "executors",
     "guest",
     "pytest_addoption",
     "pytest_collection_finish",

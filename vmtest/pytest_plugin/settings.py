@@ -57,6 +57,9 @@ _POOL = (
 )
 
 
+_ACCEPT = "write the clusters that the fixture `executors` finds to the tests' baselines, and fail for none"
+
+
 def add_options(parser: pytest.Parser) -> None:
     """Add ``--vm-NAME`` for each row of OPTIONS, and the ini option ``vm_name`` of the same meaning."""
     group = parser.getgroup("vmtest", "guests under QEMU or KVM (vmtest)")
@@ -74,6 +77,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("vm_pool", f"as --vm-pool: {_POOL}")
     group.addoption("--vm-artifacts", metavar="DIR", help=_ARTIFACTS)
     parser.addini("vm_artifacts", f"as --vm-artifacts: {_ARTIFACTS}")
+    group.addoption("--vm-accept", action="store_true", help=_ACCEPT)
 
 
 def read_settings(config: pytest.Config) -> Settings:

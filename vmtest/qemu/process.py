@@ -15,13 +15,10 @@ from types import MappingProxyType
 
 from vmtest.deadline import Deadline
 from vmtest.errors import HostError
-from vmtest.host.system import guarded, process_cpu_seconds, small_pages
+from vmtest.host.system import UNLESS_ORPHANED, guarded, process_cpu_seconds, small_pages
 from vmtest.qemu import loop
 
 __all__ = ["Process", "how_it_ended"]
-
-UNLESS_ORPHANED = ("/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
-"""Runs after the signal was asked for: a parent that was killed before that moment has sent none."""
 
 _alive: set[Process] = set()
 os.register_at_fork(after_in_child=_alive.clear)  # a child that ends must not kill what is its parent's

@@ -1,0 +1,52 @@
+"""The fixture ``executors``."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+RUNS = """
+def test_run(executors):
+    outcomes = executors.run("x86_64 4801d8 rax=1 rbx=2", "unicorn,native")
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {"unicorn": "ok", "native": "ok"}
+
+def test_same(executors):
+    executors.assert_same("x86_64 4801d8 rax=1 rbx=2", ["unicorn", "native"])
+
+def test_other(executors):
+    executors.assert_same("x86_64 c4e2f8f3db rbx=1", "unicorn,native")
+"""
+FUZZES = """
+def test_no_new_differences(executors):
+    executors.fuzz(names="unicorn,native", cases=1000, seed=1, forms="vex_blsi*", baseline="known.jsonl")
+"""
+
+
+def test_cases_in_a_test(pytester: pytest.Pytester) -> None:
+    """A case runs on the executors that are named; where they differ the test fails with the table."""
+    pytester.makepyfile(RUNS)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*Divergence: x86_64 c4e2f8f3db rbx=0x1", "*!= rflags*"])
+
+
+def test_only_new_clusters_fail(pytester: pytest.Pytester) -> None:
+    """Without a baseline that is said; --vm-accept writes one; with it the test passes; what it does not hold fails,
+    and the report says how many cases and clusters there were.
+    """
+    pytester.makepyfile(FUZZES)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*UsageError: the baseline known.jsonl cannot be read*", "*--vm-accept*"])
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "--vm-accept").assert_outcomes(passed=1)
+    known = pytester.path / "known.jsonl"
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+    head, *rest = known.read_text().splitlines()
+    known.write_text("\n".join([head, *rest[1:]]) + "\n")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--junitxml=report.xml")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*Divergence*", "*1 new clusters*"])
+    report = ElementTree.parse(pytester.path / "report.xml")  # our own
+    properties = {p.get("name"): p.get("value") for p in report.iter("property")}
+    assert (properties["vm_fuzz_cases"], properties["vm_fuzz_new"]) == ("1024", "1")

@@ -1,0 +1,217 @@
+"""What of fuzzing needs no executor: comparison in pairs, limits, minimisation, findings and baselines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+
+from vmtest.compare.limits import limit
+from vmtest.compare.pairs import KINDS, Difference, difference
+from vmtest.errors import UsageError
+from vmtest.forms import forms
+from vmtest.fuzz import baseline
+from vmtest.fuzz.finding import FORMAT, Finding, Key, read, write
+from vmtest.fuzz.minimise import minimise
+from vmtest.fuzz.strategies import cases, instructions, states
+from vmtest.model.case import Case, Outcome
+from vmtest.model.isa import isa
+
+X86 = isa("x86_64")
+
+
+def _case(line: str) -> Case:
+    return Case.parse(f"x86_64 {line}")
+
+
+def _ok(case: Case, **registers: int) -> Outcome:
+    return Outcome(status="ok", state=case.isa.state(case.isa.said(case.state) | registers), end=0x10001000)
+
+
+ADD = _case("4801d8 rax=1")
+FAULT = Outcome(status="exception", state=ADD.state, end=ADD.start, vector=14, error=6, address=0x1234)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kind"),
+    [
+        (_ok(ADD), _ok(ADD), None),
+        (_ok(ADD), Outcome(status="unsupported"), None),
+        (_ok(ADD), Outcome(status="died", signal=6), "died"),
+        (_ok(ADD), Outcome(status="timeout"), "timeout"),
+        (_ok(ADD), FAULT, "exception"),
+        (FAULT, FAULT._replace(vector=13, error=None), "exception"),
+        (FAULT, FAULT._replace(error=7), None),  # P is not compared
+        (FAULT, FAULT._replace(error=4), "error code"),  # W is
+        (FAULT, FAULT._replace(error=None), None),  # not told
+        (FAULT, FAULT._replace(address=0x1235), "address"),
+        (FAULT, FAULT._replace(end=None), None),
+        (_ok(ADD), _ok(ADD)._replace(end=0), "end"),
+        (_ok(ADD), _ok(ADD)._replace(writes=((0, b"1"),)), "memory"),
+        (_ok(ADD), _ok(ADD, rbx=1, rflags=0x203), "registers"),
+        (_ok(ADD), _ok(ADD, rflags=0x203), "flags"),
+        (_ok(ADD), _ok(ADD, xmm3=1), "vectors"),
+        (_ok(ADD), _ok(ADD, mxcsr=0x1FA0), "fp status"),
+        (_ok(ADD), _ok(ADD, st0=1), "x87"),
+    ],
+)
+def test_kinds_of_difference(one: Outcome, other: Outcome, kind: str | None) -> None:
+    """A difference is called by what comes first, whichever way round, and what is not told is none."""
+    for pair in ((one, other), (other, one)):
+        found = difference(ADD, *pair)
+        assert (found.kind if found else None) == kind
+    assert kind is None or kind in KINDS
+
+
+def test_registers_that_one_does_not_have() -> None:
+    """Groups of registers that an executor does not tell are not compared; undefined bits are not either."""
+    assert difference(ADD, _ok(ADD), _ok(ADD, st0=1, ymm2h=5), ("x87", "avx")) is None
+    multiply = _case("480fafc3")  # imul leaves SF, ZF, AF and PF undefined
+    assert difference(multiply, _ok(multiply), _ok(multiply, rflags=0x2D6)) is None
+    assert difference(multiply, _ok(multiply), _ok(multiply, rflags=0x203)) == Difference("flags", "rflags")
+
+
+def test_limits_are_for_what_the_manual_demands() -> None:
+    """A difference is put down to a known limit only where the other executor did what the manual says."""
+    case = _case("0f2801 rcx=0x20000008")  # movaps from an address that is not aligned
+    general = Outcome(status="exception", state=case.state, end=case.start, vector=13, error=0)
+    found = Difference("exception")
+    row = limit(case, found, ("unicorn", "native"), (_ok(case), general))
+    assert row is not None
+    assert "aligned" in row.what
+    assert limit(case, found, ("unicorn", "native"), (general, _ok(case))) is None
+    assert limit(case, found, ("kvm", "native"), (_ok(case), general)) is None
+    aligned = _case("0f2801 rcx=0x20000010")
+    assert limit(aligned, found, ("unicorn", "native"), (_ok(aligned), general)) is None
+
+
+def test_the_smallest_case() -> None:
+    """Code, registers, memory and values that do not matter go, and the same comes of it every time."""
+    big = _case(
+        "f2264c01d8 rax=0xdeadbeef rbx=0x1234567890abcdef rcx=7 xmm4=0x99 r11=0xff00 [0x10]=0011223344 [0x200]=ff"
+    )
+
+    def same(several: Sequence[Case]) -> list[bool]:
+        known = forms("x86_64")
+        return [
+            [one.form for one in known.decode(case.code)] == ["add_rm64_r64"]
+            and bool(case.isa.values(case.state)["rbx"] & 0x400)
+            and any(0x44 in data for _, data in case.memory)
+            for case in several
+        ]
+
+    small = minimise(big, same)
+    assert str(small) == "x86_64 4c0100 rbx=0x400 [0x14]=44"
+    assert minimise(big, same) == small
+    assert minimise(small, same) == small
+
+
+def _finding(form: str = "add_rm64_r64", chunk: int = 0) -> Finding:
+    return Finding(
+        key=Key("x86_64", form, "flags", "unicorn/native"),
+        case=ADD,
+        first=ADD,
+        text="add rax,rbx",
+        verdict="unicorn stands alone: rflags",
+        rule="",
+        said={},
+        executors={"unicorn": "Unicorn 2", "native": "a CPU"},
+        chunk=chunk,
+    )
+
+
+def test_findings_as_files(tmp_path: Path) -> None:
+    """A finding is read as it was written, from a file whose name says what it is, one a cluster."""
+    path = write(tmp_path / "new", _finding())
+    assert path.name.startswith("x86_64-unicorn-native-flags-add-rm64-r64-")
+    assert read(path) == _finding()
+    assert write(tmp_path / "new", _finding().seen_again(3)) == path
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"format": 99}, f"a finding of format 99, and this vmtest reads {FORMAT}"),
+        ({"case": "x86_64 9"}, "not bytes in hex"),
+        ({"key": {"isa": "x86_64"}}, "lacks something"),
+        ({"key": {"isa": "aarch64", "form": "a", "kind": "flags", "pair": "a/b"}}, "contradicts itself"),
+        ({"executors": []}, "contradicts itself"),
+        ({"seen": "often"}, "nonsense"),
+        ({"said": 5}, "nonsense"),
+    ],
+)
+def test_findings_edited_into_nonsense(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    """What somebody has made of a finding's file is one error that names the file and what is wrong with it."""
+    path = tmp_path / "finding.json"
+    path.write_text(json.dumps(_finding().as_dict() | change))
+    with pytest.raises(UsageError, match=told) as caught:
+        read(path)
+    assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\0", '{"a": 1}'])
+def test_files_that_are_no_findings(tmp_path: Path, text: str) -> None:
+    """What is no finding at all is one error."""
+    path = tmp_path / "finding.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"finding\.json"):
+        read(path)
+
+
+def test_baselines(tmp_path: Path) -> None:
+    """A baseline holds what was known and what was found, and is read as it was written."""
+    path = tmp_path / "known.jsonl"
+    other = Key("x86_64", "b", "flags", "kvm/native")
+    baseline.save(path, [other], [_finding()])
+    assert baseline.load(path) == {other, _finding().key}
+    first = path.read_text()
+    baseline.save(path, baseline.load(path), [_finding()])
+    assert path.read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"vmtest-baseline": 99}\n', "a baseline of format 99"),
+        ("", "is no baseline"),
+        ("nonsense", "is no baseline"),
+        ('{"vmtest-baseline": 1}\n{"isa": 1}\n', "is no baseline"),
+        ('{"vmtest-baseline": 1}\n[]\n', "is no baseline"),
+    ],
+)
+def test_baselines_that_are_none(tmp_path: Path, text: str, told: str) -> None:
+    """Another version, and what is no baseline, is one error."""
+    path = tmp_path / "known.jsonl"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=told):
+        baseline.load(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        baseline.load(tmp_path / "none")
+
+
+@settings(max_examples=50)
+@given(instructions("x86_64", max_size=3, forms="add_*,BMI1"))
+def test_instructions_are_of_the_forms(code: bytes) -> None:
+    """The strategy makes instructions, of the forms that were asked for."""
+    assert 0 < len(code) <= X86.code_most
+    assert len(forms("x86_64").decode(code)) >= 1
+
+
+@settings(max_examples=50)
+@given(states("x86_64"), cases("x86_64", max_size=2))
+def test_states_and_cases(state: dict[str, int], case: Case) -> None:
+    """States can be set, and cases are lines that say all of them."""
+    assert len(X86.state(state)) == X86.size
+    assert Case.parse(str(case)) == case
+
+
+def test_strategies_refuse() -> None:
+    """An unknown instruction set and a pattern that matches nothing are UsageErrors, at once."""
+    with pytest.raises(UsageError, match="unknown instruction set"):
+        states("pdp11")
+    with pytest.raises(UsageError, match="no form of x86_64 matches"):
+        instructions("x86_64", forms="frob*")

@@ -1,0 +1,92 @@
+"""The process that forks a worker for each of its lives: ``python -m vmtest.executors.forks``. See lives.py."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from vmtest.executors.base import Engine
+from vmtest.executors.lives import BEGIN, CODE
+from vmtest.executors.worker import serve
+from vmtest.model.isa import isa
+
+
+def _live(make: Callable[[], Engine], descriptors: Sequence[int], parent: int) -> NoReturn:
+    """One life, to its end."""
+    source, sink, shared = descriptors
+    try:
+        serve(make(), source, sink, mmap.mmap(shared, mmap.PAGESIZE), parent)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(1)
+
+
+class _Child:
+    """One that lives, or has lived: it is waited for soon, whether or not anybody asks how it has ended."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._code: int | None = None
+
+    def look(self, options: int = os.WNOHANG) -> None:
+        if self._code is None and (found := os.waitpid(self._pid, options))[0]:
+            self._code = os.waitstatus_to_exitcode(found[1])
+
+    def end(self) -> int:
+        self.look()
+        if self._code is None:
+            os.kill(self._pid, signal.SIGKILL)
+            self.look(0)
+        assert self._code is not None
+        return self._code
+
+
+def _fork(make: Callable[[], Engine], control: socket.socket, parent: int) -> None:
+    """A child for each life that is asked for, while who started us is there."""
+    child, us = None, os.getpid()
+    poller = select.poll()
+    poller.register(control, select.POLLIN)
+    while os.getppid() == parent:
+        if not poller.poll(100):
+            if child:
+                child.look()
+            continue
+        asked, descriptors, _, _ = socket.recv_fds(control, 1, 3)
+        if asked == BEGIN:
+            if not (pid := os.fork()):
+                control.close()
+                _live(make, descriptors, us)
+            child = _Child(pid)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        elif asked and child:
+            control.sendall(CODE.pack(child.end()))
+        else:
+            break
+    if child:
+        child.end()
+
+
+def _main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # nobody wants a file of each death
+    module, name, control, parent, *argument = sys.argv[1:]
+    kind: type[Engine] = import_module(module).Engine
+    row = isa(name)
+    engine = kind(row, *argument) if kind.survives_fork else None
+    _fork(lambda: engine or kind(row, *argument), socket.socket(fileno=int(control)), int(parent))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,90 @@
+"""Engines whose loop over the cases is C (images/_executors/loops.c), since what Python does for one takes longer than
+the case itself: Python sets all up, and hands it over in a struct.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from pathlib import Path
+
+from vmtest.executors import base
+from vmtest.host import host_arch
+from vmtest.images.catalog import folder
+from vmtest.model.case import Case, Outcome
+from vmtest.model.isa import DATA_SIZE, PAGE, Isa
+
+__all__ = ["Batch", "LoopEngine", "address", "lacks_loops", "pointers"]
+
+_OUTCOME_MOST = 64
+"""Bytes of an outcome beside its state and the window."""
+
+
+class Batch(ctypes.Structure):
+    """``struct batch``."""
+
+    _fields_ = (
+        ("progress", ctypes.c_void_p),
+        ("code", ctypes.c_void_p),
+        ("data", ctypes.c_void_p),
+        ("before", ctypes.c_void_p),
+        ("end", ctypes.c_ulong),
+        ("data_at", ctypes.c_ulong),
+        ("size", ctypes.c_ulong),
+        ("stopped", ctypes.c_uint32),
+    )
+
+
+def pointers(*names: str) -> list[tuple[str, type[ctypes.c_void_p]]]:
+    """Fields of a struct that are pointers."""
+    return [(name, ctypes.c_void_p) for name in names]
+
+
+def address(memory: mmap.mmap, at: int = 0) -> int:
+    """Where it is; as long as it is there."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory)) + at
+
+
+def _path() -> Path:
+    return folder() / "_executors" / f"loops.{host_arch()}"
+
+
+def lacks_loops() -> str:
+    """Why there are no loops here, "" where there are."""
+    return (
+        "" if _path().is_file() else f"its loop is not there: {_path()} (in a checkout, `pip install -e .` compiles it)"
+    )
+
+
+class LoopEngine(base.Engine):
+    """A subclass fills in ``self.engine``, a Structure that begins with what ``batch()`` gives it, and says by ``loop``
+    the name of the function that takes it.
+    """
+
+    engine: ctypes.Structure
+    loop: str
+
+    def __init__(self, isa: Isa) -> None:
+        super().__init__(isa)
+        self.library = ctypes.CDLL(str(_path()))
+        self._loop = getattr(self.library, self.loop)
+        self._loop.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p]
+        self._loop.restype = ctypes.c_ulong
+        self._before, self._nowhere, self._outcomes = (mmap.mmap(-1, size) for size in (DATA_SIZE, PAGE, PAGE))
+
+    def batch(self, code: int, data: int) -> Batch:
+        """What its struct begins with, the windows being there."""
+        isa = self.isa
+        return Batch(None, code, data, address(self._before), isa.code + PAGE, isa.data, isa.size, 0)
+
+    def run(self, case: Case) -> Outcome:
+        """See Engine."""
+        return Outcome.unpack(self.isa, self.run_packed(case.pack(), 1, self._nowhere), 0)[0]
+
+    def run_packed(self, data: bytes, number: int, progress: mmap.mmap) -> bytes:
+        """See Engine."""
+        if len(self._outcomes) < (room := number * (self.isa.size + DATA_SIZE + _OUTCOME_MOST)):
+            self._outcomes = mmap.mmap(-1, room)
+        self.engine.batch.progress = address(progress)
+        size = self._loop(ctypes.byref(self.engine), data, number, address(self._outcomes))
+        return self._outcomes[:size]
