@@ -137,14 +137,14 @@ class Engine(LoopEngine):
         self._fresh = self._uc.context_save()
         self.engine.uc, self.engine.fresh = self._uc._uch.value, self._fresh.context.value
         self._hooks = [ctypes.c_size_t(), ctypes.c_size_t()]
-        for hook, kind, name in zip(
+        for hook, kind, called in zip(
             self._hooks,
             (unicorn.UC_HOOK_MEM_INVALID, unicorn.UC_HOOK_INTR),
             (self.library.unicorn_fault, self.library.unicorn_interrupt),
             strict=True,
         ):
             everywhere = (ctypes.c_uint64(1), ctypes.c_uint64(0))
-            pointer = ctypes.cast(name, ctypes.c_void_p)
+            pointer = ctypes.cast(called, ctypes.c_void_p)
             engine = ctypes.byref(self.engine)
             self._lib.uc_hook_add(self._uc._uch, ctypes.byref(hook), kind, pointer, engine, *everywhere)
 

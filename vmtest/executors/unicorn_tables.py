@@ -18,8 +18,8 @@ class Machine:
 
     ``vectors`` are the architecture's numbers of exceptions by QEMU's; where there is none they are the same.
     ``undefined`` is the number of what is no instruction, ``faults`` those of an access to memory that is not there: to
-    read, to write, to fetch. NONE is what it does not tell. After such a fetch some emulators end the process with the next case, and
-    are made anew: ``dies_of_fetch`` (unicorn-engine/unicorn#2134).
+    read, to write, to fetch. NONE is what it does not tell. After such a fetch some emulators end the process with the
+    next case, and are made anew: ``dies_of_fetch`` (unicorn-engine/unicorn#2134).
     """
 
     arch: str
@@ -73,8 +73,8 @@ def _arm(mode: str, start: int) -> Machine:
 
 
 def _riscv(mode: str) -> Machine:
-    """QEMU's target/riscv/cpu_bits.h, RISCV_EXCP_*, are the causes of the privileged manual, table 3.6. Which of them an
-    access has that fails depends on whether addresses are translated, and the library tells none.
+    """QEMU's target/riscv/cpu_bits.h, RISCV_EXCP_*, are the causes of the privileged manual, table 3.6. That of
+    an access that fails depends on whether addresses are translated, and the library tells none.
     """
     return Machine(
         arch="UC_ARCH_RISCV",
