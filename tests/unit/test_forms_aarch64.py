@@ -279,3 +279,10 @@ def test_causes() -> None:
         code = bytes.fromhex(word)[::-1].hex()
         assert TABLE.causes(Case.parse(f"aarch64 {code} x1=0x20000004 x2=0x20000008")) == causes, word
     assert TABLE.causes(Case.parse("aarch64 2000028b20")) == {"cut off"}
+    # Of 8 bytes: stur x0, [x1, #4]; str x0, [x1, #8]; str x0, [x1], #8; str x0, [x1, x2]; str x0, [x1, w2, sxtw].
+    for word, offset in (("f8004020", 4), ("f9000420", 8), ("f8008420", 0), ("f8226820", 3), ("f822c820", -16)):
+        code = bytes.fromhex(word)[::-1].hex()
+        for place, causes in ((-4, {"over an edge"}), (-8, set()), (0, set())):
+            index = f"x2={offset % 2**32 if offset < 0 else offset}"
+            case = Case.parse(f"aarch64 {code} x1={DATA + DATA_SIZE + place - offset} {index}")
+            assert TABLE.causes(case) == causes, (word, place)

@@ -228,3 +228,5 @@ def test_causes() -> None:
     assert TABLE.causes(Case.parse("riscv64 2fb50510 x11=0x20000004")) == {"misaligned"}  # lr.d
     assert TABLE.causes(Case.parse("riscv64 732510c013")) == {"privileged", "cut off"}  # rdtime
     assert TABLE.causes(Case.parse("riscv64 0100")) == set()
+    for place, causes in ((-4, {"over an edge"}), (-8, set()), (0, set())):
+        assert TABLE.causes(Case.parse(f"riscv64 23b4a1fe x3={DATA + DATA_SIZE + 24 + place}")) == causes  # sd by -24

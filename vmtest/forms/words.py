@@ -52,8 +52,12 @@ class Words(Forms):
         """What a word that has an ``@`` becomes, so that it gets somewhere, and the registers that it needs for it."""
 
     @abstractmethod
-    def base(self, row: Row, word: int) -> str:
-        """The register that a word of a row with an ``@`` has an address in, "" for the one that is zero."""
+    def reached(self, case: Case, row: Row, word: int) -> int:
+        """The address that a word of a row with an ``@`` and a size reaches, with the registers of the case."""
+
+    def value(self, case: Case, register: str) -> int:
+        """What a register of the case begins with; one that there is not is zero."""
+        return int.from_bytes(case.state[self.isa.places.get(register, slice(0))], "little")
 
     def find(self, word: int, size: int) -> Row | None:
         """The row of a word, None where there is none."""
@@ -121,11 +125,14 @@ class Words(Forms):
         """See Forms. Addresses are those that the case begins with."""
         found = {"privileged"} if self.privileged(case) else set[str]()
         for row, word in self._rows_of(case):
-            if row is None or not row.access.startswith(self.aligned):
+            kind, _, size = row.access.partition(":") if row else ("", "", "")
+            if row is None or not size or kind == "literal":
                 continue
-            place = self.isa.places.get(self.base(row, word), slice(0))
-            if int.from_bytes(case.state[place], "little") % int(row.access.partition(":")[2]):
+            at = self.reached(case, row, word)
+            if kind == self.aligned and at % int(size):
                 found.add("misaligned")
+            if any(at < edge < at + int(size) for edge in (DATA, DATA + DATA_SIZE)):
+                found.add("over an edge")
         *_, last = self.decode(case.code)
         if last.size < self.length(case.code[-last.size]):
             found.add("cut off")
