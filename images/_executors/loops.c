@@ -122,6 +122,7 @@ static struct outcome unicorn_case(void *engine, const u8 *state, u32 length, u8
     e->restore(e->uc, e->fresh); /* also an exception that it remembers, which would make the next one a double */
     e->ctl(e->uc, e->drop, CODE, CODE + PAGE), e->ctl(e->uc, e->drop, DATA, DATA + DATA_SIZE);
     copy(e->state, state, e->batch.size);
+    for (u32 i = 0; i < 8; i++) e->state[e->batch.size + i] = 0; /* what is no part of a state, and yet to be reset */
     e->write(e->uc, e->ids, e->places, e->number);
     e->fault.known = 0;
     int error = e->start(e->uc, END_OF_CODE - length, END_OF_CODE, 0, 0);

@@ -17,10 +17,11 @@ __all__ = ["LIMITS", "Limit", "limit"]
 class Limit:
     """``executor`` does not do ``what``; "" is for any, where the manuals leave it open or differ. It shows as a
     difference of ``kind``; ``cause`` is what of the case leads to it (Forms.causes), ``vectors`` the exceptions that
-    the other one raises for it.
+    the other one raises for it, as instruction sets number them whose names begin with ``isa``.
     """
 
     executor: str
+    isa: str
     what: str
     source: str
     cause: str = ""
@@ -28,10 +29,11 @@ class Limit:
     vectors: tuple[int, ...] = ()
 
 
-_PRIVILEGED = "it runs everything in ring 0, and the other one in ring 3"
+_PRIVILEGED = "it runs everything with all privileges, and the other one in user mode"
 LIMITS = (
     Limit(
         executor="unicorn",
+        isa="x86",
         what="it does not check that operands of SSE are aligned",
         cause="misaligned",
         vectors=(13,),
@@ -39,6 +41,7 @@ LIMITS = (
     ),
     Limit(
         executor="unicorn",
+        isa="x86",
         what="it does not check that addresses are canonical",
         cause="not canonical",
         vectors=(12, 13),
@@ -46,18 +49,21 @@ LIMITS = (
     ),
     Limit(
         executor="unicorn",
+        isa="x86",
         what="it does not raise the flags of MXCSR",
         kind="fp status",
         source="Intel SDM, volume 1, section 10.2.3.1; QEMU has done so since 5.2",
     ),
     Limit(
         executor="",
+        isa="x86",
         what="of a branch with the prefix 66 Intel's CPUs go on in 64 bits, and AMD's in 16",
         cause="size of a branch",
         source="Intel SDM, volume 2, JMP; AMD64 APM, volume 3, section 1.2.2",
     ),
     Limit(
         executor="",
+        isa="",
         what="of code that is cut off, what comes first: that it cannot be read or that it is no instruction",
         cause="cut off",
         source="Intel SDM, volume 3, table 6-2: faults from fetching come first, and what must be fetched is not said",
@@ -65,12 +71,42 @@ LIMITS = (
     *(
         Limit(
             executor=who,
+            isa=isa,
             what=_PRIVILEGED,
             cause="privileged",
-            vectors=(13,),
-            source="Intel SDM, volume 3, section 5.9",
+            vectors=vectors,
+            source=source,
         )
-        for who in ("unicorn", "kvm")
+        for who, isa, vectors, source in (
+            ("unicorn", "x86", (13,), "Intel SDM, volume 3, section 5.9"),
+            ("kvm", "x86", (13,), "Intel SDM, volume 3, section 5.9"),
+            ("unicorn", "aarch64", (0x00, 0x18), "Arm ARM, DDI 0487, section D1.3"),
+            ("unicorn", "riscv64", (2,), "RISC-V, volume II, chapter 2"),
+        )
+    ),
+    Limit(
+        executor="unicorn",
+        isa="riscv64",
+        what="after an exception the program counter is 4 bytes further",
+        kind="end",
+        vectors=(2, 3, 4, 6, 8),
+        source="RISC-V, volume II, section 3.1.14; unicorn-engine/unicorn#1990",
+    ),
+    *(
+        Limit(
+            executor="unicorn",
+            isa=isa,
+            what="of a store over the edge of what is mapped it tells another address, and may have written a part",
+            cause="over an edge",
+            kind=kind,
+            vectors=vectors,
+            source=source,
+        )
+        for isa, vectors, source in (
+            ("aarch64", (0x24,), "Arm ARM, DDI 0487, FAR_EL1"),
+            ("riscv64", (15,), "RISC-V, volume II, section 3.1.16"),
+        )
+        for kind in ("address", "memory")
     ),
 )
 
@@ -80,7 +116,7 @@ def limit(case: Case, found: Difference, pair: tuple[str, str], outcomes: tuple[
     causes = forms(case.isa.name).causes(case)
     for row in LIMITS:
         for mine, name in enumerate(pair):
-            if row.executor not in ("", name.partition(":")[0]):
+            if row.executor not in ("", name.partition(":")[0]) or not case.isa.name.startswith(row.isa):
                 continue
             other = outcomes[1 - mine]
             as_the_manual = not row.vectors or (other.status == "exception" and other.vector in row.vectors)

@@ -82,11 +82,15 @@ class Engine(LoopEngine):
         self._enable(unicorn)
         told = [register for register in isa.registers if not register.group]
         numbers = [getattr(const, prefix + names.get(r.name, r.name.upper())) for r in told]
-        self._ids = (ctypes.c_int * len(numbers))(*numbers)
         # The library reads and writes each register where its pointer says, which is its place in a state.
         self._state = ctypes.create_string_buffer(isa.size + 8)
         start = ctypes.addressof(self._state)
-        self._places = (ctypes.c_void_p * len(numbers))(*(start + isa.places[r.name].start for r in told))
+        places = [start + isa.places[register.name].start for register in told]
+        if isa.name == "riscv64":  # the flags of floating point, which no context holds: behind the state, and zero
+            numbers.append(const.UC_RISCV_REG_FFLAGS)
+            places.append(start + isa.size)
+        self._ids = (ctypes.c_int * len(numbers))(*numbers)
+        self._places = (ctypes.c_void_p * len(numbers))(*places)
         self._fresh = self._uc.context_save()
         self._stop = uclib.uc_emu_stop
 

@@ -71,6 +71,7 @@ class Table(Words):
     """See the module."""
 
     illegal = 0  # ESR_ELx.EC: "unknown reason"
+    step = 4
     majors: ClassVar = {4: 0xFFE00000}
     aligned = "exact"
     reasons: ClassVar = {

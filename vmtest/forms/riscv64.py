@@ -63,6 +63,7 @@ class Table(Words):
     """See the module."""
 
     illegal = 2  # mcause
+    step = 2
     majors: ClassVar = {4: 0x7000707C, 2: 0xFC03}
     aligned = "atomic"
     reasons: ClassVar = {
