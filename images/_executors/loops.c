@@ -84,6 +84,7 @@ struct unicorn {
     int number, pc;
     u32 drop;
     int access, illegal; /* their vectors, less than 0 where there is none */
+    int cut;             /* how many upper bits of an address it does not tell */
     const int *vectors;  /* of each interrupt, of 256 */
     ulong *fixed;        /* in `state`, the register of which some bits are no state of the program's */
     ulong fixed_mask, fixed_value;
@@ -103,8 +104,8 @@ static u32 told(int vector) { return vector < 0 ? 0 : VECTOR_TOLD; }
 int unicorn_fault(void *uc, int access, ulong address, int size, long value, struct unicorn *e)
 {
     (void)uc, (void)access, (void)size, (void)value;
-    /* It cuts addresses to 52 bits: of those that the architecture has the upper ones are all alike. */
-    address = (ulong)((long)(address << 12) >> 12);
+    /* On x86 it cuts addresses to 52 bits: of those that the architecture has the upper ones are all alike. */
+    address = (ulong)((long)(address << e->cut) >> e->cut);
     e->fault = (struct outcome){ 0, ADDRESS_TOLD | told(e->access), (u32)e->access, 0, address, 0 };
     return 0;
 }

@@ -97,6 +97,7 @@ def test_limits_are_for_their_instruction_set() -> None:
     row = limit(amo, Difference("end"), ("unicorn", "qemu"), (illegal._replace(end=amo.start + 4), illegal))
     assert row is not None
     assert "4 bytes further" in row.what
+    assert limit(amo, Difference("end"), ("unicorn", "qemu"), (illegal._replace(end=amo.start + 2), illegal)) is None
     assert limit(ADD, Difference("end"), ("unicorn", "native"), (_ok(ADD), illegal)) is None
     sd = Case.parse("riscv64 23b0a100 x3=0x20001ffe")
     partly = Outcome(status="exception", state=sd.state, end=sd.start, vector=15, address=0x20002000)

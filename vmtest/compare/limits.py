@@ -17,7 +17,8 @@ __all__ = ["LIMITS", "Limit", "limit"]
 class Limit:
     """``executor`` does not do ``what``; "" is for any, where the manuals leave it open or differ. It shows as a
     difference of ``kind``; ``cause`` is what of the case leads to it (Forms.causes), ``vectors`` the exceptions that
-    the other one raises for it, as instruction sets number them whose names begin with ``isa``.
+    the other one raises for it, as instruction sets number them whose names begin with ``isa``. ``further`` is
+    by how many bytes it goes wrong about the program counter.
     """
 
     executor: str
@@ -27,6 +28,7 @@ class Limit:
     cause: str = ""
     kind: str = ""
     vectors: tuple[int, ...] = ()
+    further: int = 0
 
 
 _PRIVILEGED = "it runs everything with all privileges, and the other one in user mode"
@@ -89,6 +91,7 @@ LIMITS = (
         isa="riscv64",
         what="after an exception the program counter is 4 bytes further",
         kind="end",
+        further=4,
         vectors=(2, 3, 4, 6, 8),
         source="RISC-V, volume II, section 3.1.14; unicorn-engine/unicorn#1990",
     ),
@@ -119,6 +122,8 @@ def limit(case: Case, found: Difference, pair: tuple[str, str], outcomes: tuple[
             if row.executor not in ("", name.partition(":")[0]) or not case.isa.name.startswith(row.isa):
                 continue
             other = outcomes[1 - mine]
+            if row.further and (other.end is None or outcomes[mine].end != other.end + row.further):
+                continue
             as_the_manual = not row.vectors or (other.status == "exception" and other.vector in row.vectors)
             if as_the_manual and row.kind in ("", found.kind) and (not row.cause or row.cause in causes):
                 return row

@@ -16,12 +16,12 @@ __all__ = ["Engine", "describe", "lacks"]
 # What an access that fails and what is no instruction are, where the library says so by its error, and its hook's numbers
 # where they are not the architecture's. x86: Intel SDM, volume 3, table 6-1. On Arm the library tells QEMU's own
 # (EXCP_UDEF, EXCP_SWI, EXCP_BKPT: QEMU 5.0, target/arm/cpu.h), which are here exception classes (ESR_EL1.EC: Arm ARM,
-# DDI 0487, D17.2.37). On RISC-V they are the architecture's.
+# DDI 0487, D17.2.37). On RISC-V they are the architecture's, and its error is for ebreak.
 _NONE = -1
 _VECTORS: dict[str, tuple[int, int, dict[int, int]]] = {
     "x86_64": (14, 6, {number: number for number in range(256)}),
     "aarch64": (_NONE, 0x00, {1: 0x00, 2: 0x15, 7: 0x3C}),
-    "riscv64": (_NONE, 2, {number: number for number in range(256)}),
+    "riscv64": (_NONE, _NONE, {number: number for number in range(256)}),
 }
 _ARCHES = {
     "x86_64": ("UC_ARCH_X86", ("UC_MODE_64",), "x86_const", "UC_X86_REG_", {"rflags": "EFLAGS"}, "RIP"),
@@ -53,6 +53,7 @@ class _Struct(ctypes.Structure):
         ("drop", ctypes.c_uint32),
         ("access", ctypes.c_int32),
         ("illegal", ctypes.c_int32),
+        ("cut", ctypes.c_int32),
         ("vectors", ctypes.c_void_p),
         ("fixed", ctypes.c_void_p),
         ("fixed_mask", ctypes.c_uint64),
@@ -120,6 +121,7 @@ class Engine(LoopEngine):
             drop=unicorn.UC_CTL_IO_WRITE << 30 | 2 << 26 | unicorn.UC_CTL_TB_REMOVE_CACHE,  # what uc_ctl is asked for
             access=access,
             illegal=illegal,
+            cut=12 if isa.name.startswith("x86") else 0,
             vectors=ctypes.addressof(self._vectors),
             fixed=start + isa.places[isa.flags].start if isa.flags else None,
             fixed_mask=mask,
