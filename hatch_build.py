@@ -9,8 +9,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# Sources in images/, and what each is compiled for: the output is beside it, its suffix the target. Shared are those
-# that a process of ours loads.
+# Sources in images/, and what each is compiled for: the output is beside it, its suffix the target.
 PROGRAMS = {
     "_agent/agent.c": ("x86_64", "aarch64", "riscv64"),
     "_executors/native.c": ("x86_64",),
@@ -19,10 +18,11 @@ PROGRAMS = {
     "_executors/runner_aarch64.S": ("aarch64",),
     "_executors/runner_riscv64.S": ("riscv64",),
 }
-SHARED = {"_executors/loops.c"}
+# Those that a process of ours loads are shared, and native.c moves itself to another address.
+MORE = {"_executors/loops.c": ["-fPIC", "-shared"], "_executors/native.c": ["-fPIC", "-static"]}
 # No libc: they make their own system calls, so that 0.1 s compiles all targets (musl would take 90 s).
 FLAGS = "-std=c11 -Os -Wall -Wextra -Werror -ffreestanding -nostdlib -s -fno-stack-protector".split()  # noqa: SIM905
-FLAGS += ["-fno-sanitize=all", "-fno-builtin", "-fPIC"]  # native.c moves itself to another address
+FLAGS += ["-fno-sanitize=all", "-fno-builtin"]
 
 
 class ProgramsBuildHook(BuildHookInterface[Any]):
@@ -34,7 +34,7 @@ class ProgramsBuildHook(BuildHookInterface[Any]):
             for target in targets:
                 output = source.with_suffix(f".{target}")
                 command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{target}-linux-none", *FLAGS]
-                command.append("-shared" if name in SHARED else "-static")
+                command += MORE.get(name, ["-static"])
                 subprocess.run([*command, "-o", str(output), str(source)], check=True)
                 self.app.display_info(f"compiled {output.name} ({output.stat().st_size} bytes)")
         if version == "standard":  # an editable installation reads images/ beside the package

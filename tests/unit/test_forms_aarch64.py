@@ -278,7 +278,7 @@ def test_causes() -> None:
     for word, causes in said.items():
         code = bytes.fromhex(word)[::-1].hex()
         assert TABLE.causes(Case.parse(f"aarch64 {code} x1=0x20000004 x2=0x20000008")) == causes, word
-    assert TABLE.causes(Case.parse("aarch64 2000028b20")) == {"cut off"}
+    assert TABLE.causes(Case.parse("aarch64 2000028b20")) == {"cut off", "no instruction"}
     # Of 8 bytes: stur x0, [x1, #4]; str x0, [x1, #8]; str x0, [x1], #8; str x0, [x1, x2]; str x0, [x1, w2, sxtw].
     for word, offset in (("f8004020", 4), ("f9000420", 8), ("f8008420", 0), ("f8226820", 3), ("f822c820", -16)):
         code = bytes.fromhex(word)[::-1].hex()

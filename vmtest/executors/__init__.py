@@ -49,6 +49,8 @@ EXECUTORS: dict[str, Row] = {
             module="vmtest.executors.qemu",
             isas=("x86_64", "aarch64", "riscv64"),
             argument="the path of a qemu-system binary",
+            rank=4,
+            bulk=False,
         ),
         Row(
             name="qemu-kvm",
@@ -56,7 +58,7 @@ EXECUTORS: dict[str, Row] = {
             module="vmtest.executors.qemu_kvm",
             isas=("x86_64",),
             argument="the path of a qemu-system binary",
-            rank=4,
+            rank=2,
             bulk=False,
         ),
     )
@@ -82,9 +84,13 @@ def executor(name: str, isa: Isa) -> Executor:
 
 
 def available(isa_name: str, *, bulk: bool = False) -> list[str]:
-    """The executors that can run an instruction set on this host; those fast enough for many cases, with ``bulk``."""
-    able = [row for row in EXECUTORS.values() if isa_name in row.isas and (row.bulk or not bulk)]
-    return [row.name for row in able if not import_module(row.module).lacks(isa_of(isa_name))]
+    """The executors that can run an instruction set on this host; with ``bulk`` those that are fast enough for many
+    cases, if there are two.
+    """
+    rows = [row for row in EXECUTORS.values() if isa_name in row.isas]
+    able = [row for row in rows if not import_module(row.module).lacks(isa_of(isa_name))]
+    fast = [row for row in able if row.bulk]
+    return [row.name for row in (fast if bulk and len(fast) > 1 else able)]
 
 
 def fleet(names: Sequence[str], isa: Isa) -> Fleet:

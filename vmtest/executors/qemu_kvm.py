@@ -14,7 +14,7 @@ from vmtest.host.cpu import model
 from vmtest.host.devices import device_state
 from vmtest.model.isa import Isa
 
-__all__ = ["Engine", "describes", "lacks"]
+__all__ = ["Engine", "describe", "lacks"]
 
 
 def lacks(isa: Isa, argument: str = "") -> str:
@@ -25,7 +25,7 @@ def lacks(isa: Isa, argument: str = "") -> str:
     return f"{state.why} ({state.hint})" if state.why else qemu.lacks(isa, argument)
 
 
-def describes(isa: Isa, argument: str = "") -> str:
+def describe(isa: Isa, argument: str = "") -> str:
     """QEMU's version, whose KVM it is, and on which CPU."""
     version = ".".join(map(str, qemu.find(isa, argument).version))
     return f"QEMU {version}, KVM of Linux {os.uname().release}, {model()}"

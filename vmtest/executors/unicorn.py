@@ -13,10 +13,10 @@ from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa
 
 __all__ = ["Engine", "describe", "lacks"]
 
-# What an access that fails and what is no instruction are, where the library says so by its error, and its hook's numbers
-# where they are not the architecture's. x86: Intel SDM, volume 3, table 6-1. On Arm the library tells QEMU's own
-# (EXCP_UDEF, EXCP_SWI, EXCP_BKPT: QEMU 5.0, target/arm/cpu.h), which are here exception classes (ESR_EL1.EC: Arm ARM,
-# DDI 0487, D17.2.37). On RISC-V they are the architecture's, and its error is for ebreak.
+# What an access that fails and what is no instruction are, where the library says so by its error, and what its hook's
+# numbers are. x86: Intel SDM, volume 3, table 6-1. On Arm the library tells QEMU's own (EXCP_UDEF, EXCP_SWI, EXCP_BKPT:
+# QEMU 5.0, target/arm/cpu.h), which are here exception classes (ESR_EL1.EC: Arm ARM, DDI 0487, D17.2.37). On RISC-V
+# they are the architecture's, and its error is for ebreak.
 _NONE = -1
 _VECTORS: dict[str, tuple[int, int, dict[int, int]]] = {
     "x86_64": (14, 6, {number: number for number in range(256)}),

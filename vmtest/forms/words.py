@@ -133,9 +133,11 @@ class Words(Forms):
                 found.add("misaligned")
             if any(at < edge < at + int(size) for edge in (DATA, DATA + DATA_SIZE)):
                 found.add("over an edge")
-        *_, last = self.decode(case.code)
-        if last.size < self.length(case.code[-last.size]):
+        decoded = self.decode(case.code)
+        if decoded[-1].size < self.length(case.code[-decoded[-1].size]):
             found.add("cut off")
+        if any(one.form == BAD for one in decoded):
+            found.add("no instruction")
         return frozenset(found)
 
     def _rows_of(self, case: Case) -> Iterable[tuple[Row | None, int]]:
