@@ -45,6 +45,7 @@ LOOPS = Path(__file__).parent / "loops"
 TARGETS = {"unicorn": (40_000, 0.5), "kvm": (25_000, 0.6), "native": (40_000, None), "qemu": (5_000, None)}
 """By executor: cases a second, and how much of the C loop's; None where there is none."""
 X86 = isa("x86_64")
+BULK = [name for name, row in EXECUTORS.items() if X86.name in row.isas and row.bulk]
 
 # Opcode (Intel SDM, volume 2, its opcode maps), bytes of the immediate; all have a ModRM byte.
 GENERAL = [
@@ -242,7 +243,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--cases", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--executors", nargs="+", default=[n for n, row in EXECUTORS.items() if X86.name in row.isas])
+    parser.add_argument("--executors", nargs="+", default=BULK)
     options = parser.parse_args()
     verdicts = measured(options.executors, make(options.cases, options.seed), options.runs)
     verdicts += fuzzing(max(1, options.runs // 3), 12 * options.cases, options.seed)

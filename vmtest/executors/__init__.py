@@ -41,7 +41,6 @@ EXECUTORS: dict[str, Row] = {
             module="vmtest.executors.kvm",
             rank=3,
             isas=("x86_64",),
-            blind=("avx", "x87"),
         ),
         Row(
             name="qemu",

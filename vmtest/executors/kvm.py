@@ -25,9 +25,11 @@ __all__ = ["Engine", "describe", "lacks"]
 _CREATE_VM, _VCPU_MMAP_SIZE, _SUPPORTED_CPUID = 0xAE01, 0xAE04, 0xC008AE05
 _CREATE_VCPU, _SET_MEMORY = 0xAE41, 0x4020AE46
 _GET_SREGS, _SET_CPUID2 = 0x8138AE83, 0x4008AE90
+_SET_XCRS, _XCRS_SIZE = 0x4188AEA7, 0x188
 _SREGS_SIZE = 0x138
 _CHECK_EXTENSION, _CAP_SYNC_REGS = 0xAE03, 74
 _IMMEDIATE_EXIT = 1  # in struct kvm_run
+_LEGACY, _AVX = 3, 4  # XCR0: x87 and SSE; the upper halves. Intel SDM, volume 1, section 13.3
 
 # Guest-physical pages, and where the system's own are in its address space: far from where cases look.
 _PML4, _LOW, _LOW_PD, _CODE_PT, _DATA_PT, _HIGH, _HIGH_PD, _HIGH_PT = (PAGE * n for n in range(1, 9))
@@ -85,9 +87,10 @@ class Engine(LoopEngine):
         self._do(self._kvm, _SUPPORTED_CPUID, cpuid)
         self._do(self._vcpu, _SET_CPUID2, cpuid)
         self._set_up_memory()
+        features = self._enable_vectors()
         sregs = ctypes.create_string_buffer(_SREGS_SIZE)
         self._do(self._vcpu, _GET_SREGS, sregs)
-        _system_registers(sregs)
+        _system_registers(sregs, has_xsave=features != _LEGACY)
         self._sregs = sregs
         self._xsave = mmap.mmap(-1, PAGE)
         self.engine = _Struct(
@@ -98,7 +101,7 @@ class Engine(LoopEngine):
             system=ctypes.addressof(sregs),
             xsave=address(self._xsave),
             stubs=_SYSTEM + _STUBS,
-            features=3,  # x87 and SSE
+            features=features,
             vcpu=self._vcpu,
         )
         self._thread = threading.get_ident()
@@ -110,6 +113,15 @@ class Engine(LoopEngine):
             number = ctypes.get_errno()
             raise OSError(number, f"the KVM request {request:#x} failed: {os.strerror(number)}")
         return result
+
+    def _enable_vectors(self) -> int:
+        """What XCR0 has, or would have: AVX where the host has it."""
+        xcrs = ctypes.create_string_buffer(struct.pack("<IIIIQ", 1, 0, 0, 0, _LEGACY | _AVX), _XCRS_SIZE)
+        try:
+            self._do(self._vcpu, _SET_XCRS, xcrs)
+        except OSError:
+            return _LEGACY
+        return _LEGACY | _AVX
 
     def _set_up_memory(self) -> None:
         memory, present = self._memory, 3  # and writable
@@ -145,7 +157,7 @@ class Engine(LoopEngine):
         signal.pthread_kill(self._thread, signal.SIGUSR1)
 
 
-def _system_registers(sregs: ctypes.Array[ctypes.c_char]) -> None:
+def _system_registers(sregs: ctypes.Array[ctypes.c_char], *, has_xsave: bool) -> None:
     """64-bit mode and ring 0, with our tables."""
 
     def segment(at: int, selector: int, kind: int, long: int) -> None:
@@ -160,6 +172,6 @@ def _system_registers(sregs: ctypes.Array[ctypes.c_char]) -> None:
     struct.pack_into("<QH", sregs, 24 * 8, _SYSTEM + _GDT, 39)
     struct.pack_into("<QH", sregs, 24 * 8 + 16, _SYSTEM + _IDT, 4095)
     cr0 = 0x80050033  # PG AM WP NE ET MP PE
-    cr4 = 0x620  # PAE OSFXSR OSXMMEXCPT
+    cr4 = 0x620 | has_xsave << 18  # PAE OSFXSR OSXMMEXCPT OSXSAVE
     struct.pack_into("<5Q", sregs, 224, cr0, 0, _PML4, cr4, 0)
     struct.pack_into("<Q", sregs, 264, 0x500)  # EFER: LMA LME

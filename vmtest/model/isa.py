@@ -111,6 +111,8 @@ _X87 = (
 )
 # TF, IOPL, NT, RF, VM, AC, VIF, VIP, ID and the reserved ones: not a program's, or they end the run. IF is on.
 _EFLAGS = {"rflags": (~0xCD5 & (1 << 64) - 1, 0x202)}
+# Reserved bits: to load one of them is an exception (Intel SDM, volume 1, section 10.2.3).
+_MXCSR = {"mxcsr": (0xFFFF0000, 0)}
 
 ISAS: dict[str, Isa] = {
     row.name: row
@@ -119,7 +121,7 @@ ISAS: dict[str, Isa] = {
             name="x86_64",
             what="x86 in 64-bit mode",
             flags="rflags",
-            fixed=_EFLAGS,
+            fixed=_EFLAGS | _MXCSR,
             registers=(
                 *(
                     Register(name=name, size=8, value=_STACK if name == "rsp" else 0)
