@@ -286,3 +286,10 @@ def test_causes() -> None:
             index = f"x2={offset % 2**32 if offset < 0 else offset}"
             case = Case.parse(f"aarch64 {code} x1={DATA + DATA_SIZE + place - offset} {index}")
             assert TABLE.causes(case) == causes, (word, place)
+    for line, causes in (
+        ("20001fd6 x1=0x4000000010000ffc", {"top byte"}),  # br x1
+        ("20001fd6 x1=0x10000ffc", set()),
+        ("200040f9 x1=0x1000000020000000", {"top byte"}),  # ldr x0, [x1]
+        ("2000028b x1=0x1000000020000000", set()),
+    ):
+        assert TABLE.causes(Case.parse(f"aarch64 {line}")) == causes, line

@@ -113,6 +113,13 @@ LIMITS = (
         further=4,
         source="RISC-V, volume II, section 3.1.14; unicorn-engine/unicorn#1990",
     ),
+    Limit(
+        executor="unicorn",
+        isa="aarch64",
+        what="it does not ignore the top byte of an address",
+        cause="top byte",
+        source="Arm ARM, DDI 0487, section D8.8: TCR_EL1.TBI0, which is set as Linux does",
+    ),
     *(
         Limit(
             executor="unicorn",

@@ -123,6 +123,18 @@ class Table(Words):
             at += _extended(row, word, self.value(case, f"x{row.fields['Rm'].get(word)}"))
         return at % (1 << 64)
 
+    def causes(self, case: Case) -> frozenset[str]:
+        """See Words; and whether an address has a top byte, which the one mode ignores and the other does not."""
+        found = set(super().causes(case))
+        for row, word in self.rows_of(case):
+            if row is None or "Rn" not in row.fields or not row.access:
+                continue
+            to_register = row.access == "jump"
+            at = self.value(case, _base(row, word)) if to_register else self.reached(case, row, word)
+            if at >> 56:
+                found.add("top byte")
+        return frozenset(found)
+
     def rule(self, name: str, kind: str) -> str:
         """See Forms."""
         if name == BAD:

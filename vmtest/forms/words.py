@@ -19,6 +19,7 @@ UNPREDICTABLE = " (unpredictable)"
 """What follows the form of a word that the manual says nothing certain of."""
 OF_A_MODE = frozenset({"privileged", "system", "csr", "debug", "waits"})
 """Of the tables' ``!`` options those whose rows do what the mode lets them."""
+EDGES = CODE, CODE + PAGE, DATA, DATA + DATA_SIZE
 RESERVED = 1 / 32
 """Share of the words that are drawn without a look at what the table says is none: for the decoders."""
 
@@ -119,19 +120,19 @@ class Words(Forms):
 
     def privileged(self, case: Case) -> bool:
         """See Forms."""
-        return any(row is not None and row.banned in OF_A_MODE for row, _ in self._rows_of(case))
+        return any(row is not None and row.banned in OF_A_MODE for row, _ in self.rows_of(case))
 
     def causes(self, case: Case) -> frozenset[str]:
         """See Forms. Addresses are those that the case begins with."""
         found = {"privileged"} if self.privileged(case) else set[str]()
-        for row, word in self._rows_of(case):
+        for row, word in self.rows_of(case):
             kind, _, size = row.access.partition(":") if row else ("", "", "")
             if row is None or not size or kind == "literal":
                 continue
             at = self.reached(case, row, word)
             if kind == self.aligned and at % int(size):
                 found.add("misaligned")
-            if any(at < edge < at + int(size) for edge in (DATA, DATA + DATA_SIZE)):
+            if any(at < edge < at + int(size) for edge in EDGES):
                 found.add("over an edge")
         decoded = self.decode(case.code)
         if decoded[-1].size < self.length(case.code[-decoded[-1].size]):
@@ -140,7 +141,8 @@ class Words(Forms):
             found.add("no instruction")
         return frozenset(found)
 
-    def _rows_of(self, case: Case) -> Iterable[tuple[Row | None, int]]:
+    def rows_of(self, case: Case) -> Iterable[tuple[Row | None, int]]:
+        """Row and word of each instruction of a case; None for what is none."""
         at = 0
         for form, size in self.decode(case.code):
             yield self.rows.get(form.removesuffix(UNPREDICTABLE)), int.from_bytes(case.code[at : at + size], "little")
