@@ -130,9 +130,11 @@ class Generator:
         return self._with_state(random, draft._replace(code=mutated(random, draft.code)[: self.isa.code_most]))
 
     def _checked(self, random: Random, make: Callable[[], Case]) -> Case:
-        """The first that has no banned instruction in it."""
+        """The first that begins where an instruction may, and has no banned one in it."""
         while True:
             case = make()
+            if len(case.code) % self._forms.step:
+                continue
             decoded = self._forms.decode(case.code, case.start)
             if not any(one.form in self._banned for one in decoded):
                 return case
