@@ -22,7 +22,7 @@ def _run(*lines: str, name: str = "unicorn") -> list[Outcome]:
         return found.run(cases)
 
 
-# The encodings, and what comes of them: Intel SDM, volume 2; ARM DDI 0406C, chapter A8; RISC-V unprivileged manual; MIPS32
+# What comes of each encoding: Intel SDM, volume 2; ARM DDI 0406C, chapter A8; RISC-V unprivileged manual; MIPS32
 # Architecture, volume II.
 COMES_TO = {
     "x86_32": [
