@@ -78,12 +78,14 @@ static inline u8 *put_patch(u8 *to, const u8 *window, u32 start, u32 end)
 /* What of the data window has changed, as `differences` of case.py tells it: where they end, and how many they are. */
 static u8 *put_patches(u8 *to, const u8 *before, const u8 *now, u32 *number)
 {
-    const ulong *was = (const ulong *)before, *is = (const ulong *)now; /* both are aligned */
-    u32 start = 0, end = 0;                                            /* of the patch that may still grow */
+    typedef ulong line __attribute__((vector_size(64), aligned(16)));
+    const line *was = (const line *)before, *is = (const line *)now;
+    u32 start = 0, end = 0; /* of the patch that may still grow */
     *number = 0;
-    for (u32 word = 0; word < DATA_SIZE / 8; word++) {
-        if (was[word] == is[word]) continue;
-        for (u32 at = 8 * word; at < 8 * word + 8; at++) {
+    for (u32 n = 0; n < DATA_SIZE / 64; n++) {
+        line d = was[n] ^ is[n];
+        if (!(d[0] | d[1] | d[2] | d[3] | d[4] | d[5] | d[6] | d[7])) continue;
+        for (u32 at = 64 * n; at < 64 * n + 64; at++) {
             if (before[at] == now[at]) continue;
             if (end && at - end >= APART) to = put_patch(to, now, start, end), ++*number, end = 0;
             if (!end) start = at;

@@ -60,7 +60,7 @@
 .option norvc
 .globl _start
 _start:
-	la	t0, trap
+	lla	t0, trap
 	csrw	mtvec, t0
 	li	t0, -1				/* user mode may reach all memory, by its page tables */
 	csrw	pmpaddr0, t0

@@ -148,6 +148,44 @@ def test_nothing_is_left_of_a_case(name: str) -> None:
     assert found == Outcome("ok", look.state, (), END)
 
 
+# Each jumps to its window, where it adds 1 or 2 to a register, and jumps to the end.
+JUMPS = {
+    "x86_64": (f"ffe0 rax={DATA:#x} rcx={END:#x}", ("ffc3ffe1", "83c302ffe1"), "rbx"),
+    "aarch64": (f"20001fd6 x1={DATA:#x} x2={END:#x}", ("0004009140001fd6", "0008009140001fd6"), "x0"),
+    "riscv64": (f"67800000 x1={DATA:#x} x5={END:#x}", ("1305150067800200", "1305250067800200"), "x10"),
+}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_code_in_the_window(name: str) -> None:
+    """Code that a case has in its window runs, and not what was translated of the one before at the same place."""
+    case, codes, register = JUMPS[name]
+    outcomes = _run(*(f"{name} {case} [0]={code}" for code in codes * 2))
+    assert [outcome.status for outcome in outcomes] == ["ok"] * 4
+    assert [isa(name).said(outcome.state)[register] for outcome in outcomes] == [1, 2, 1, 2]
+
+
+def test_traces_that_cannot_be_removed() -> None:
+    """Where a case has set flags that only a new QEMU is free of, the next case runs on one. Nobody has died.
+
+    QEMU 7.2 to 10.0 lets an IRETD of ring 3 enter virtual-8086 mode, with all flags, of which VIP stays.
+    """
+    enter = "cf [0x1000]=000000100001000002021200001000200000000000000000000000000000000000000000"
+    with executor("qemu", X86) as found:
+        lines = ("9c", enter, "9c", enter, enter, "9c", enter)
+        outcomes = found.run([Case.parse(f"x86_64 {line}") for line in lines])
+        assert [outcome.status for outcome in outcomes] == [
+            "ok",
+            *["exception", "ok"],
+            *["exception"] * 2,
+            "ok",
+            "exception",
+        ]
+        assert outcomes[0] == outcomes[2] == outcomes[5]
+        assert outcomes[0].writes == ((PAGE - 8, b"\x02\x02"),)
+        assert found.deaths == 0
+
+
 def test_batches() -> None:
     """More cases than a batch has, some of which end early or never, come back in their order, each its own."""
     lines = [f"{INC} rax={n} [{n}]={n % 256:02x}" for n in range(1300)]
@@ -220,6 +258,7 @@ def test_a_guest_that_hangs_twice() -> None:
     engine._board.give = stop_instead  # type: ignore[method-assign]
     outcomes = engine.run_all([Case.parse(INC), Case.parse(INC)], lambda index: None)
     assert [outcome.status for outcome in outcomes] == ["timeout", "ok"]
+    engine.stop()
     engine._bury()
 
 
@@ -254,8 +293,13 @@ def test_any_qemu_by_its_path(tmp_path: Path) -> None:
 
 
 def test_no_qemu_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where there is no QEMU for an instruction set the error says so, and what installs it."""
+    """Where there is no QEMU for an instruction set, or nothing that ends it, the error says so, and what to do."""
+    setpriv = shutil.which("setpriv")
+    assert setpriv is not None
     monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError, match="cannot be had here: setpriv is missing"):
+        executor("qemu", X86)
+    (tmp_path / "setpriv").symlink_to(setpriv)
     with pytest.raises(HostError, match=r"cannot be had here: qemu-system-x86_64 is not on PATH.*install"):
         executor("qemu", X86)
 
@@ -266,6 +310,6 @@ def test_a_qemu_that_does_not_come_up(tmp_path: Path) -> None:
     script = tmp_path / "qemu"
     script.write_text(f'#!/bin/sh\ncase "$*" in *-serial*) set -- -M nonsense;; esac\nexec {usual} "$@"\n')
     script.chmod(0o755)
-    with pytest.raises(HostError) as caught:
-        executor(f"qemu:{script}", X86).run([Case.parse(INC)])
+    with executor(f"qemu:{script}", X86) as found, pytest.raises(HostError) as caught:
+        found.run([Case.parse(INC)])
     assert "unsupported machine type" in str(caught.value.evidence)
