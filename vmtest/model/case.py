@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from vmtest.errors import UsageError
-from vmtest.model.isa import CODE, DATA_SIZE, PAGE, Isa, isa
+from vmtest.model.isa import DATA_SIZE, PAGE, Isa, isa
 
 __all__ = ["Case", "Outcome", "Patch", "differences"]
 
@@ -41,7 +41,12 @@ class Case:
     @property
     def start(self) -> int:
         """The address of its first instruction."""
-        return CODE + PAGE - len(self.code)
+        return self.end - len(self.code)
+
+    @property
+    def end(self) -> int:
+        """The address behind its last one, where nothing is."""
+        return self.isa.code + PAGE
 
     @property
     def window(self) -> bytes:
