@@ -200,7 +200,7 @@ static void begin_case(struct world *w, struct frame *f)
     f->uc_flags = WITH_VECTORS | WITH_SS;
     f->mask = ~(1ul << (SIGILL - 1) | 1ul << (SIGTRAP - 1) | 1ul << (SIGBUS - 1) | 1ul << (SIGFPE - 1)
                 | 1ul << (SIGSEGV - 1) | 1ul << (SIGPROF - 1) | 1ul << (SIGSYS - 1));
-    set_vectors(f->vectors, w->began, c->features);
+    set_vectors(f->vectors, w->began + STATE_XMM, VECTORS, c->features);
     c->progress[0] = c->number - c->left, c->progress[1] = 1;
     c->left--, c->serial++, c->running = 1;
 }
@@ -224,7 +224,7 @@ static void end_case(struct world *w, const struct frame *f, enum status status)
         ulong *general = (ulong *)state;
         for (int i = 0; i < 16; i++) general[i] = f->registers[order[i]];
         general[16] = (f->rflags & FLAGS_SHOWN) | FLAGS_ON;
-        tell_vectors(state, f->vectors, c->features);
+        tell_vectors(state + STATE_XMM, f->vectors, VECTORS, c->features);
         end = put_patches(state + STATE_X86, w->before, (const u8 *)DATA, &patches);
     }
     put_head(to, &o, patches);

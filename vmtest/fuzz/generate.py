@@ -32,6 +32,8 @@ _DOUBLES = (
     0, 1 << 63, 0x3FF0000000000000, 0x7FF0000000000000, 0xFFF0000000000000, 0x7FF8000000000000, 0x7FF4000000000000, 1,
     0x7FEFFFFFFFFFFFFF, 0x41DFFFFFFFC00000,
 )  # fmt: skip
+_KEPT = {"ftw": b"\x0f"}
+"""Half of the x87 stack is in use, so that it is neither full for what loads nor empty for what computes."""
 _POOL = 512
 BLOCKS, EPOCH = 1024, 64
 """How many values of a block of registers there are to draw from, and after how many chunks there are others."""
@@ -173,7 +175,10 @@ def _blocks(isa: Isa, random: Random) -> list[list[bytes]]:
     found = []
     for _, several in groupby(isa.registers, key=lambda register: register.kind):
         registers = list(several)
-        pools = [[isa.default[isa.places[r.name]]] if _is_kept(r) else values_of(r.size) for r in registers]
+        pools = [
+            [_KEPT.get(r.name, isa.default[isa.places[r.name]])] if _is_kept(r) else values_of(r.size)
+            for r in registers
+        ]
         masks = [isa.fixed.get(register.name) for register in registers]
         block = []
         for _ in range(BLOCKS):

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 from vmtest.errors import UsageError
-from vmtest.model.isa import CODE, DATA_SIZE, PAGE, Isa, isa
+from vmtest.model.isa import DATA_SIZE, PAGE, Isa, isa
 
 __all__ = ["Case", "Outcome", "Patch", "differences"]
 
@@ -42,7 +42,7 @@ class Case:
     @property
     def start(self) -> int:
         """The address of its first instruction."""
-        return CODE + PAGE - len(self.code)
+        return self.isa.code + PAGE - len(self.code)
 
     @property
     def window(self) -> bytes:
