@@ -160,7 +160,7 @@ int unicorn_fault(void *uc, int access, ulong address, int size, long value, str
 {
     (void)uc, (void)size, (void)value;
     int vector = e->access[(u32)(access - MEM_READ_UNMAPPED) % 3];
-    /* Where it cuts an address the upper bits are all alike, of those that the architecture has. */
+    /* On x86 it cuts addresses to 52 bits: of those that the architecture has the upper ones are all alike. */
     address = (ulong)((long)(address << e->cut) >> e->cut);
     e->fault = (struct outcome){ 0, ADDRESS_TOLD | told(vector), (u32)vector, 0, address, 0 };
     return 0;
@@ -181,7 +181,7 @@ static struct outcome unicorn_case(void *engine, const u8 *state, u32 length, u8
     int x87 = e->x87_ids && uses_vectors(&e->batch, state, length);
     e->ctl(e->uc, e->drop, behind - PAGE, behind), e->ctl(e->uc, e->drop, data, data + DATA_SIZE);
     copy(e->state, state, e->batch.size);
-    for (u32 i = 0; i < 8; i++) e->state[e->batch.size + i] = 0; /* of the registers that are no part of a state */
+    for (u32 i = 0; i < 8; i++) e->state[e->batch.size + i] = 0; /* what is no part of a state, and yet to be reset */
     e->write(e->uc, e->ids, e->places, e->number);
     if (x87) set_x87(e);
     e->fault.known = 0;

@@ -29,6 +29,7 @@ MASKED: Mapping[tuple[str, int], int] = {
     # ring, which executors do not share; W/R is the instruction's.
     ("x86_64", 14): 2,
     ("x86_32", 14): 2,
+    ("x86_16", 14): 2,
 }
 """By instruction set and vector, the bits of an error code that are compared: all, where it is not here."""
 

@@ -91,7 +91,7 @@ class Engine(LoopEngine):
         features = self._turn_on()
         self._sregs = ctypes.create_string_buffer(_SREGS_SIZE)
         self._do(self._vcpu, _GET_SREGS, self._sregs)
-        kvm_tables.system_registers(self._sregs, isa, self.ring)
+        kvm_tables.system_registers(self._sregs, isa, self.ring, has_xsave=features != 0)
         self._xsave = mmap.mmap(-1, PAGE)
         memory, registers = address(self._memory), list(isa.places)
         self.engine = _Struct(
@@ -134,9 +134,9 @@ class Engine(LoopEngine):
         """Vectors, as far as the host has them, and system calls, which go to a handler of ours; the former's bits."""
         (number,) = struct.unpack_from("<I", self._cpuid)
         leaves = [struct.unpack_from("<4I", self._cpuid, 8 + 40 * n) for n in range(number)]
-        had = next((eax for function, index, _, eax in leaves if (function, index) == (0xD, 0)), 3)
-        features = had & _XCR0
-        self._do(self._vcpu, _SET_XCRS, struct.pack("<IIIIQ", 1, 0, 0, 0, features).ljust(392, b"\0"))
+        features = next((eax for function, index, _, eax in leaves if (function, index) == (0xD, 0)), 0) & _XCR0
+        if features:
+            self._do(self._vcpu, _SET_XCRS, struct.pack("<IIIIQ", 1, 0, 0, 0, features).ljust(392, b"\0"))
         selector, handler = kvm_tables.KERNEL_CODE, kvm_tables.SYSCALLS
         msrs = {_STAR: selector << 32, _LSTAR: handler, _CSTAR: handler}
         msrs |= {_SYSENTER_CS: selector, _SYSENTER_EIP: handler}

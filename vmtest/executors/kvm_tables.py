@@ -122,7 +122,7 @@ def fill(memory: mmap.mmap, isa: Isa, ring: int) -> None:
         memory[_IDT + 16 * vector : _IDT + 16 * vector + 16] = gate
 
 
-def system_registers(sregs: ctypes.Array[ctypes.c_char], isa: Isa, ring: int) -> None:
+def system_registers(sregs: ctypes.Array[ctypes.c_char], isa: Isa, ring: int, *, has_xsave: bool) -> None:
     """Make struct kvm_sregs, which is what the CPU was made with, that of a case's mode."""
     code, data = _segments(isa, ring)
     segments = code.kvm() + 5 * data.kvm()  # cs; ds es fs gs ss
@@ -131,6 +131,6 @@ def system_registers(sregs: ctypes.Array[ctypes.c_char], isa: Isa, ring: int) ->
     struct.pack_into("<QH", sregs, 24 * 8, _SYSTEM + _GDT, _TASK + 15)
     struct.pack_into("<QH", sregs, 24 * 8 + 16, _SYSTEM + _IDT, 4095)
     cr0 = 0x80050033  # PG AM WP NE ET MP PE
-    cr4 = 0x40620  # OSXSAVE OSXMMEXCPT OSFXSR PAE
+    cr4 = 0x620 | has_xsave << 18  # PAE OSFXSR OSXMMEXCPT OSXSAVE
     struct.pack_into("<5Q", sregs, 224, cr0, 0, _PML4, cr4, 0)
     struct.pack_into("<Q", sregs, 264, 0x501)  # EFER: LMA LME SCE

@@ -74,8 +74,8 @@ class Engine(LoopEngine):
         start = ctypes.addressof(self._state)
         told = [register.name for register in isa.registers if not register.group]
         places = [start + isa.places[name].start for name in told]
-        told, places = [*told, *self._machine.zeroed], [*places, *(start + isa.size for _ in self._machine.zeroed)]
-        self._ids, self._places = self._pointers(told, places)
+        reset = self._machine.reset  # behind the state, and zero
+        self._ids, self._places = self._pointers([*told, *reset], places + [start + isa.size] * len(reset))
         self._vectors = (ctypes.c_int32 * 256)(*(self._machine.vector(number) for number in range(256)))
 
         def function(name: str) -> int | None:
@@ -94,7 +94,7 @@ class Engine(LoopEngine):
             ids=ctypes.addressof(self._ids),
             places=ctypes.addressof(self._places),
             state=start,
-            number=len(told),
+            number=len(self._ids),
             pc=self._register(self._machine.pc),
             drop=unicorn.UC_CTL_IO_WRITE << 30 | 2 << 26 | unicorn.UC_CTL_TB_REMOVE_CACHE,  # what uc_ctl is asked for
             access=self._machine.faults,

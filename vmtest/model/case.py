@@ -42,7 +42,12 @@ class Case:
     @property
     def start(self) -> int:
         """The address of its first instruction."""
-        return self.isa.code + PAGE - len(self.code)
+        return self.end - len(self.code)
+
+    @property
+    def end(self) -> int:
+        """The address behind its last one, where nothing is."""
+        return self.isa.code + PAGE
 
     @property
     def window(self) -> bytes:
