@@ -33,8 +33,8 @@ def test_every_form_is_made() -> None:
     for name, code in made:
         ((form, size),) = TABLE.decode(code)
         assert size == len(code)
-        assert form in (name, BAD), (name, code.hex())
-        others[name] += form == BAD
+        assert form == name or form.startswith(BAD), (name, code.hex())
+        others[name] += form.startswith(BAD)
     assert len(MADE) > 230
     assert max(others.values()) < 20
     assert 0.001 * len(made) < sum(others.values()) < 0.04 * len(made)
@@ -140,7 +140,7 @@ def _capstone(disassembler: capstone.Cs, code: bytes) -> str:
 def _agree(disassembler: capstone.Cs, code: bytes) -> bool:
     ((form, _),) = TABLE.decode(code)
     said = _capstone(disassembler, code)
-    if form == BAD:
+    if form.startswith(BAD):
         return said in ("", *TAKEN_BY_CAPSTONE)
     if TABLE.features(form):  # it knows none of the extensions beyond RV64GC
         return said == ""

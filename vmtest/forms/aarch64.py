@@ -72,6 +72,7 @@ class Table(Words):
 
     illegal = 0  # ESR_ELx.EC: "unknown reason"
     step = 4
+    groups: ClassVar = {4: 0x1E000000}
     majors: ClassVar = {4: 0xFFE00000}
     aligned = "exact"
     reasons: ClassVar = {
@@ -137,7 +138,7 @@ class Table(Words):
 
     def rule(self, name: str, kind: str) -> str:
         """See Forms."""
-        if name == BAD:
+        if name.startswith(BAD):
             return "unallocated: an undefined-instruction exception where no extension defines it (C4.1)"
         if name.endswith(UNPREDICTABLE):
             return "CONSTRAINED UNPREDICTABLE: undefined, NOP, or an unknown result (K1.1)"

@@ -64,6 +64,7 @@ class Table(Words):
 
     illegal = 2  # mcause
     step = 2
+    groups: ClassVar = {4: 0x7F, 2: 0xE003}
     majors: ClassVar = {4: 0x7000707C, 2: 0xFC03}
     aligned = "atomic"
     reasons: ClassVar = {
@@ -101,7 +102,7 @@ class Table(Words):
     def rule(self, name: str, kind: str) -> str:
         """See Forms."""
         name = name.removesuffix(UNPREDICTABLE)
-        if name == BAD:
+        if name.startswith(BAD):
             return 'reserved: an illegal-instruction exception where no extension defines it (chapter "Introduction")'
         if kind == "exception" and (needed := self.features(name)):
             return f"needs {', '.join(sorted(needed))}; without it an illegal-instruction exception"

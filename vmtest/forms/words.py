@@ -25,11 +25,13 @@ RESERVED = 1 / 32
 
 
 class Words(Forms):
-    """``majors`` are, by size in bytes, the bits by which words are told apart first. ``reasons`` is what the tables'
+    """``majors`` are, by size in bytes, the bits by which words are told apart first, and ``groups`` those by which the
+    manual's first table does it. ``reasons`` is what the tables'
     ``!`` options stand for, and ``aligned`` what ``@`` says of accesses that must be aligned.
     """
 
     majors: ClassVar[Mapping[int, int]]
+    groups: ClassVar[Mapping[int, int]]
     reasons: ClassVar[Mapping[str, str]]
     aligned: ClassVar[str]
 
@@ -67,6 +69,15 @@ class Words(Forms):
                 return row
         return None
 
+    def _name(self, row: Row | None, word: int, size: int) -> str:
+        """The form of a word; of what is none the form that is most like it, so that one reason has one name."""
+        if row is not None:
+            return row.name + UNPREDICTABLE if row.odd and row.unpredictable(word) else row.name
+        near = self._index[size].get(word & self.majors[size])
+        if not near:
+            return f"{BAD} group {word & self.groups[size]:#x}"
+        return f"{BAD} like {min(near, key=lambda row: ((word ^ row.match) & row.mask).bit_count()).name}"
+
     def make(self, random: Random, name: str) -> Draft:
         """See Forms."""
         row = self.rows[name]
@@ -94,7 +105,7 @@ class Words(Forms):
                 break
             word = int.from_bytes(code[at : at + size], "little")
             row = self.find(word, size)
-            found.append(Instruction(_name(row, word), size))
+            found.append(Instruction(self._name(row, word, size), size))
             at += size
         return found
 
@@ -137,7 +148,7 @@ class Words(Forms):
         decoded = self.decode(case.code)
         if decoded[-1].size < self.length(case.code[-decoded[-1].size]):
             found.add("cut off")
-        if any(one.form == BAD for one in decoded):
+        if any(one.form.startswith(BAD) for one in decoded):
             found.add("no instruction")
         return frozenset(found)
 
@@ -147,12 +158,6 @@ class Words(Forms):
         for form, size in self.decode(case.code):
             yield self.rows.get(form.removesuffix(UNPREDICTABLE)), int.from_bytes(case.code[at : at + size], "little")
             at += size
-
-
-def _name(row: Row | None, word: int) -> str:
-    if row is None:
-        return BAD
-    return row.name + UNPREDICTABLE if row.odd and row.unpredictable(word) else row.name
 
 
 def _submasks(mask: int) -> Iterable[int]:
