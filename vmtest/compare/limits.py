@@ -135,6 +135,7 @@ LIMITS = (
         isa="aarch64",
         what="it does not ignore the top byte of an address",
         cause="top byte",
+        kind="exception",
         source="Arm ARM, DDI 0487, section D8.8: TCR_EL1.TBI0, which is set as Linux does",
     ),
     *(
