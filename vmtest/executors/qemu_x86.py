@@ -68,7 +68,8 @@ class X86(Board):
         entry(_LOW, 0, _HIGH_PD)  # where we are when paging begins
         entry(_LOW, _USER >> 30, _USER_PD)
         entry(_USER_PD, 0, _USER_PT)
-        entry(_USER_PT, _IMAGE // PAGE, _IMAGE)
+        for address in (_IMAGE, _CODE_AT, _DATA_AT, _DATA_AT + PAGE):
+            entry(_USER_PT, address // PAGE, address)
         for address in range(self.slots, self.size, _LARGE):
             entry(_USER_PD, address // _LARGE, address, _PRESENT | _FOR_RING_3 | _IS_LARGE)
         entry(_CASE, 0, _CASE_LOW)
