@@ -12,6 +12,7 @@ struct batch {
     u32 *progress;        /* the case that runs, and that one does: see vmtest/executors/worker.py */
     u8 *code, *data;      /* where the case's two windows are written */
     const u8 *before;     /* the data window as this case began with it */
+    ulong end, data_at;   /* the case's addresses: behind its code, and of its data window */
     ulong size;           /* of a state */
     volatile u32 stopped; /* set by another thread, perhaps too late: what runs is over its time */
 };
@@ -83,15 +84,70 @@ struct unicorn {
     u8 *state;
     int number, pc;
     u32 drop;
-    int access, illegal; /* their vectors, less than 0 where there is none */
-    const int *vectors;  /* of each interrupt, of 256 */
-    ulong *fixed;        /* in `state`, the register of which some bits are no state of the program's */
+    int access[3], illegal; /* their vectors, less than 0 where there is none; to read, to write, to fetch */
+    int cut;                /* how many upper bits of an address it does not tell */
+    const int *vectors;     /* of each interrupt, of 256 */
+    ulong *fixed;           /* in `state`, the register of which some bits are no state of the program's */
     ulong fixed_mask, fixed_value;
-    struct outcome fault; /* what the hooks have seen */
+    ulong mode;             /* added to the address where it begins */
+    void (*renew)(void);    /* makes it anew, where it does not outlive a fetch that fails */
+    const int *x87_ids;     /* of FPCW, FPSW, FPTAG and FP0 to FP7; none where there are none */
+    void **x87_places;      /* where in `x87` each is */
+    u8 *x87, *x87_state;    /* SLOT bytes of each; FCW, FSW, FTW and ST0 to ST7 in `state` */
+    struct outcome fault;   /* what the hooks have seen */
 };
 
-/* UC_ERR_* of unicorn.h. Those where an access fails keep no program counter. */
-enum { INVALID = 10, RAISED = 1u << 31 };
+/* A case may have to do with SSE, AVX or x87 where one of these bytes is: escapes and prefixes of theirs. To set and read
+ * those takes as long as all the rest. */
+static int has_vectors(const u8 *p, u32 n)
+{
+    while (n--) {
+        u8 b = *p++;
+        if (b == 0x0F || b == 0x62 || b == 0x9B || b == 0xC4 || b == 0xC5 || (b & 0xF8) == 0xD8) return 1;
+    }
+    return 0;
+}
+
+/* It may also jump to what it has in its data window, to which `patches` lead. */
+static int uses_vectors(const struct batch *b, const u8 *state, u32 length)
+{
+    const u8 *in = state - length - 3, *p = state + b->size;
+    if (has_vectors(in + 3, length)) return 1;
+    for (u32 patches = get16(in + 1); patches--; p += 4 + get16(p + 2))
+        if (has_vectors(p + 4, get16(p + 2))) return 1;
+    return 0;
+}
+
+/* The library numbers x87 registers from the first one, and a state from the top of the stack; of each it has a tag of
+ * two bits, 3 for empty, and a state has one bit (Intel SDM, volume 1, sections 8.1.7 and 10.5.1). */
+enum { SLOT = 16, X87_NUMBER = 11, TAGS = 2, STACK_AT = 3, EMPTY = 3 };
+
+static void set_x87(struct unicorn *e)
+{
+    u32 tags = 0;
+    copy(e->x87, e->x87_state, 2), copy(e->x87 + SLOT, e->x87_state + 2, 2);
+    for (u32 i = 0, top = e->x87_state[3] >> 3 & 7; i < 8; i++) {
+        tags |= e->x87_state[4] >> i & 1 ? 0 : EMPTY << 2 * i;
+        copy(e->x87 + SLOT * (STACK_AT + (i + top) % 8), e->x87_state + 5 + 10 * i, 10);
+    }
+    e->x87[SLOT * TAGS] = (u8)tags, e->x87[SLOT * TAGS + 1] = (u8)(tags >> 8);
+    e->write(e->uc, e->x87_ids, e->x87_places, X87_NUMBER);
+}
+
+static void tell_x87(struct unicorn *e)
+{
+    e->read(e->uc, e->x87_ids, e->x87_places, X87_NUMBER);
+    u32 tags = get16(e->x87 + SLOT * TAGS);
+    copy(e->x87_state, e->x87, 2), copy(e->x87_state + 2, e->x87 + SLOT, 2);
+    e->x87_state[4] = 0;
+    for (u32 i = 0, top = e->x87_state[3] >> 3 & 7; i < 8; i++) {
+        e->x87_state[4] |= (u8)((tags >> 2 * i & 3) != EMPTY) << i;
+        copy(e->x87_state + 5 + 10 * i, e->x87 + SLOT * (STACK_AT + (i + top) % 8), 10);
+    }
+}
+
+/* UC_ERR_* of unicorn.h. Those where an access fails keep no program counter. UC_MEM_*, of which three follow. */
+enum { FETCH_UNMAPPED = 8, INVALID = 10, RAISED = 1u << 31, MEM_READ_UNMAPPED = 19 };
 static int keeps_no_place(int error)
 {
     return (error >= 6 && error <= 8) || (error >= 12 && error <= 14) || (error >= 19 && error <= 21);
@@ -102,10 +158,11 @@ static u32 told(int vector) { return vector < 0 ? 0 : VECTOR_TOLD; }
 /* Hooks, which Python registers: an access that fails, and an exception or interrupt. */
 int unicorn_fault(void *uc, int access, ulong address, int size, long value, struct unicorn *e)
 {
-    (void)uc, (void)access, (void)size, (void)value;
-    /* It cuts addresses to 52 bits: of those that the architecture has the upper ones are all alike. */
-    address = (ulong)((long)(address << 12) >> 12);
-    e->fault = (struct outcome){ 0, ADDRESS_TOLD | told(e->access), (u32)e->access, 0, address, 0 };
+    (void)uc, (void)size, (void)value;
+    int vector = e->access[(u32)(access - MEM_READ_UNMAPPED) % 3];
+    /* On x86 it cuts addresses to 52 bits: of those that the architecture has the upper ones are all alike. */
+    address = (ulong)((long)(address << e->cut) >> e->cut);
+    e->fault = (struct outcome){ 0, ADDRESS_TOLD | told(vector), (u32)vector, 0, address, 0 };
     return 0;
 }
 
@@ -120,22 +177,28 @@ static struct outcome unicorn_case(void *engine, const u8 *state, u32 length, u8
 {
     struct unicorn *e = engine;
     e->restore(e->uc, e->fresh); /* also an exception that it remembers, which would make the next one a double */
-    e->ctl(e->uc, e->drop, CODE, CODE + PAGE), e->ctl(e->uc, e->drop, DATA, DATA + DATA_SIZE);
+    ulong behind = e->batch.end, data = e->batch.data_at;
+    int x87 = e->x87_ids && uses_vectors(&e->batch, state, length);
+    e->ctl(e->uc, e->drop, behind - PAGE, behind), e->ctl(e->uc, e->drop, data, data + DATA_SIZE);
     copy(e->state, state, e->batch.size);
+    for (u32 i = 0; i < 8; i++) e->state[e->batch.size + i] = 0; /* what is no part of a state, and yet to be reset */
     e->write(e->uc, e->ids, e->places, e->number);
+    if (x87) set_x87(e);
     e->fault.known = 0;
-    int error = e->start(e->uc, END_OF_CODE - length, END_OF_CODE, 0, 0);
+    int error = e->start(e->uc, behind - length + e->mode, behind, 0, 0);
     ulong end = 0;
     e->read(e->uc, e->ids, e->places, e->number), e->read_one(e->uc, e->pc, &end);
     if (e->batch.stopped) {
         e->batch.stopped = 0;
         return (struct outcome){ .status = TIMEOUT };
     }
+    if (x87) tell_x87(e);
+    if (error == FETCH_UNMAPPED && e->renew) e->renew();
     if (e->fixed) *e->fixed = (*e->fixed & ~e->fixed_mask) | e->fixed_value;
     copy(to, e->state, e->batch.size);
     struct outcome o = e->fault;
     /* On some architectures it fetches what is behind the end. */
-    if (o.known & ADDRESS_TOLD && end == END_OF_CODE && o.address == END_OF_CODE) error = 0, o.known = 0;
+    if (o.known & ADDRESS_TOLD && end == behind && o.address == behind) error = 0, o.known = 0;
     o.status = error || o.known ? EXCEPTION : OK;
     o.known &= ~(u32)RAISED;
     if (error == INVALID) o.known = (o.known & ~(u32)VECTOR_TOLD) | told(e->illegal), o.vector = (ulong)e->illegal;
@@ -159,7 +222,9 @@ struct kvm {
     const u8 *system; /* struct kvm_sregs */
     u8 *xsave;
     ulong stubs, features;
-    int vcpu;
+    ulong wide, general; /* bytes of a general register, and how many there are; behind them are the flags */
+    ulong vectors;       /* bytes of all XMM */
+    int vcpu, hides;     /* an exception that may be another one: 0 for none */
 };
 
 /* include/uapi/linux/kvm.h; the stubs are one HLT each, STUB bytes from each other: see vmtest/executors/kvm.py */
@@ -170,39 +235,35 @@ enum { KVM_RUN = 0xAE80, IMMEDIATE_EXIT = 1, EXIT_REASON = 8, VALID = 288, DIRTY
 /* Where in a state each of struct kvm_regs is: rax rbx rcx rdx rsi rdi rsp rbp r8-r15. */
 static const u8 order[16] = { 0, 3, 1, 2, 6, 7, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15 };
 
-/* One of these bytes is in each instruction that has to do with SSE, AVX or x87: escapes and prefixes of theirs. To set
- * and read those takes as long as all the rest. */
-static int has_vectors(const u8 *p, u32 n)
+static ulong get_register(const u8 *state, ulong wide, ulong number)
 {
-    while (n--) {
-        u8 b = *p++;
-        if (b == 0x0F || b == 0x62 || b == 0x9B || b == 0xC4 || b == 0xC5 || (b & 0xF8) == 0xD8) return 1;
-    }
-    return 0;
+    ulong value = 0;
+    copy(&value, state + wide * number, wide);
+    return value;
 }
 
-/* A case may also jump to what it has in its data window, to which `patches` lead. */
-static int uses_vectors(const struct batch *b, const u8 *state, u32 length)
+static void put_register(u8 *state, ulong wide, ulong number, ulong value) { copy(state + wide * number, &value, wide); }
+
+/* Handlers: of the 256 exceptions, then of system calls, to which not every KVM gets: it may fail to fetch that. */
+enum { SYSTEM_CALL = 256 };
+static int is_system_call(const struct kvm *e, ulong vector, ulong end)
 {
-    const u8 *in = state - length - 3, *p = state + b->size;
-    if (has_vectors(in + 3, length)) return 1;
-    for (u32 patches = get16(in + 1); patches--; p += 4 + get16(p + 2))
-        if (has_vectors(p + 4, get16(p + 2))) return 1;
-    return 0;
+    ulong handler = e->stubs + SYSTEM_CALL * STUB;
+    return vector == SYSTEM_CALL || (vector == PAGE_FAULT && (u32)end == (u32)handler);
 }
 
 static struct outcome kvm_case(void *engine, const u8 *state, u32 length, u8 *told)
 {
     struct kvm *e = engine;
-    ulong *regs = (ulong *)(e->run + REGS), *general = (ulong *)told;
-    const ulong *given = (const ulong *)state;
+    ulong *regs = (ulong *)(e->run + REGS), wide = e->wide, general = e->general, behind = e->batch.end;
+    ulong xmm = wide * (general + 1);
     int vectors = uses_vectors(&e->batch, state, length);
     if (vectors) {
-        set_vectors(e->xsave, state, e->features);
+        set_vectors(e->xsave, state + xmm, e->vectors, e->features);
         if (e->ioctl(e->vcpu, KVM_SET_XSAVE, e->xsave) < 0) return (struct outcome){ .status = UNSUPPORTED };
     }
-    for (int i = 0; i < 16; i++) regs[i] = given[order[i]];
-    regs[16] = END_OF_CODE - length, regs[17] = (given[16] & FLAGS_SHOWN) | FLAGS_ON;
+    for (ulong i = 0; i < 16; i++) regs[i] = i < general ? get_register(state, wide, order[i]) : 0;
+    regs[16] = behind - length, regs[17] = (get_register(state, wide, general) & FLAGS_SHOWN) | FLAGS_ON;
     copy(e->run + SREGS, e->system, SREGS_SIZE);
     *(ulong *)(e->run + VALID) = *(ulong *)(e->run + DIRTY) = SYNC;
     if (e->ioctl(e->vcpu, KVM_RUN, 0) < 0) {
@@ -210,27 +271,29 @@ static struct outcome kvm_case(void *engine, const u8 *state, u32 length, u8 *to
         e->run[IMMEDIATE_EXIT] = 0;
         return (struct outcome){ .status = TIMEOUT };
     }
-    copy(told, state, STATE_X86);
+    copy(told, state, e->batch.size);
     u32 reason = *(u32 *)(e->run + EXIT_REASON);
     if (reason == SHUTDOWN)
-        return (struct outcome){ EXCEPTION, VECTOR_TOLD | END_TOLD, DOUBLE_FAULT, 0, 0, END_OF_CODE - length };
+        return (struct outcome){ EXCEPTION, VECTOR_TOLD | END_TOLD, DOUBLE_FAULT, 0, 0, behind - length };
     if (reason != HLT) /* it would need a device, or KVM's emulator does not know the instruction */
         return (struct outcome){ .status = UNSUPPORTED };
-    for (int i = 0; i < 16; i++) general[order[i]] = regs[i];
+    for (ulong i = 0; i < general; i++) put_register(told, wide, order[i], regs[i]);
     struct outcome o = { OK, END_TOLD, 0, 0, 0, regs[16] };
     ulong flags = regs[17], stub = regs[16] - 1 - e->stubs;
-    if (stub < 256 * STUB) { /* an exception: error code, RIP, CS, RFLAGS, RSP, SS are on the stack */
+    if (stub <= SYSTEM_CALL * STUB) { /* an exception: error code, RIP, CS, RFLAGS, RSP, SS are on the stack */
         const ulong *frame = (const ulong *)(e->stack - 40);
-        o.end = frame[0], flags = frame[2], general[RSP] = frame[3];
         o.vector = stub / STUB, o.error = frame[-1], o.address = *(ulong *)(e->run + CR2);
-        if (!(o.vector == PAGE_FAULT && o.end == END_OF_CODE && o.address == END_OF_CODE)) {
+        if (is_system_call(e, o.vector, frame[0]) || (e->hides && o.vector == (u32)e->hides))
+            return (struct outcome){ .status = UNSUPPORTED };
+        o.end = frame[0], flags = frame[2], put_register(told, wide, RSP, frame[3]);
+        if (!(o.vector == PAGE_FAULT && o.end == behind && o.address == behind)) {
             o.status = EXCEPTION, o.known |= VECTOR_TOLD;
             if (o.vector < 32 && 1ul << o.vector & WITH_ERROR) o.known |= ERROR_TOLD;
             if (o.vector == PAGE_FAULT) o.known |= ADDRESS_TOLD;
         }
     }
-    general[16] = (flags & FLAGS_SHOWN) | FLAGS_ON;
-    if (vectors && e->ioctl(e->vcpu, KVM_GET_XSAVE, e->xsave) >= 0) tell_vectors(told, e->xsave, e->features);
+    put_register(told, wide, general, (flags & FLAGS_SHOWN) | FLAGS_ON);
+    if (vectors && e->ioctl(e->vcpu, KVM_GET_XSAVE, e->xsave) >= 0) tell_vectors(told + xmm, e->xsave, e->vectors, e->features);
     return o;
 }
 

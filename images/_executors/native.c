@@ -17,9 +17,9 @@
  *   say. Nothing that a case begins with, or can ask, has to do with where that is.
  * - Of ourselves the code cannot be written, and the control block is sealed with a checksum that is looked at after
  *   each case. Where it is broken we end, and the case has killed us.
- * - A system call (by any of the ways into the kernel) is refused by a seccomp filter before the kernel has seen it,
- *   and ends the case, unless it comes from one of two instructions of ours; and from there too nothing is let through
- *   but six calls, which read from SOURCE and write to SINK alone.
+ * - A system call (by any of the ways into the kernel) is refused before the kernel has seen it, and ends the case,
+ *   unless it comes from one of two instructions of ours; and from there too nothing is let through but six calls, which
+ *   read from SOURCE and write to SINK alone. A seccomp filter does that, and system call user dispatch before it.
  *
  * There are no variables: all that changes is in one `struct world`, at a place that is not known before. Numbers and
  * layouts that packed.h does not have: Linux's uapi headers (asm/sigcontext.h, asm/ucontext.h, linux/seccomp.h).
@@ -56,7 +56,7 @@ enum { SYS_read = 0, SYS_write = 1, SYS_poll = 7, SYS_mmap = 9, SYS_mprotect = 1
        SYS_rt_sigaction = 13, SYS_rt_sigprocmask = 14, SYS_rt_sigreturn = 15, SYS_setitimer = 38, SYS_getppid = 110,
        SYS_sigaltstack = 131, SYS_prctl = 157, SYS_setrlimit = 160, SYS_exit_group = 231, SYS_seccomp = 317,
        SYS_getrandom = 318 };
-enum { SIGILL = 4, SIGTRAP = 5, SIGBUS = 7, SIGFPE = 8, SIGSEGV = 11, SIGALRM = 14, SIGSYS = 31 };
+enum { SIGILL = 4, SIGTRAP = 5, SIGBUS = 7, SIGFPE = 8, SIGSEGV = 11, SIGPROF = 27, SIGSYS = 31 };
 enum { READ = 1, WRITE = 2, EXEC = 4, SHARED = 1, PRIVATE = 2, ANONYMOUS = 0x20, FIXED = 0x100000 /* or not at all */ };
 enum { POLLIN = 1, POLLOUT = 4, EINTR = 4, EAGAIN = 11 };
 enum { NT = 1 << 14, ID = 1 << 21 };
@@ -199,8 +199,8 @@ static void begin_case(struct world *w, struct frame *f)
     f->cs = USER_CS, f->ss = USER_SS, f->fs = f->gs = 0;
     f->uc_flags = WITH_VECTORS | WITH_SS;
     f->mask = ~(1ul << (SIGILL - 1) | 1ul << (SIGTRAP - 1) | 1ul << (SIGBUS - 1) | 1ul << (SIGFPE - 1)
-                | 1ul << (SIGSEGV - 1) | 1ul << (SIGALRM - 1) | 1ul << (SIGSYS - 1));
-    set_vectors(f->vectors, w->began, c->features);
+                | 1ul << (SIGSEGV - 1) | 1ul << (SIGPROF - 1) | 1ul << (SIGSYS - 1));
+    set_vectors(f->vectors, w->began + STATE_XMM, VECTORS, c->features);
     c->progress[0] = c->number - c->left, c->progress[1] = 1;
     c->left--, c->serial++, c->running = 1;
 }
@@ -224,7 +224,7 @@ static void end_case(struct world *w, const struct frame *f, enum status status)
         ulong *general = (ulong *)state;
         for (int i = 0; i < 16; i++) general[i] = f->registers[order[i]];
         general[16] = (f->rflags & FLAGS_SHOWN) | FLAGS_ON;
-        tell_vectors(state, f->vectors, c->features);
+        tell_vectors(state + STATE_XMM, f->vectors, VECTORS, c->features);
         end = put_patches(state + STATE_X86, w->before, (const u8 *)DATA, &patches);
     }
     put_head(to, &o, patches);
@@ -250,9 +250,9 @@ ulong on_signal(int number, const int *info, struct frame *f)
     struct world *w = world();
     struct control *c = &w->control;
     (void)info;
-    if (!w->seal && number == SIGALRM) return FLAGS_ON; /* on a slow host, before the start has come to its end */
+    if (!w->seal && number == SIGPROF) return FLAGS_ON; /* on a slow host, before the start has come to its end */
     if (w->seal != seal(c)) leave(DAMAGED);
-    if (number == SIGALRM) {
+    if (number == SIGPROF) {
         if (sys(getppid, 0, 0, 0) != c->parent) leave(DONE);
         if (c->tick != c->serial) { /* it began since the last tick, and has still time */
             c->tick = c->serial, w->seal = seal(c);
@@ -263,7 +263,7 @@ ulong on_signal(int number, const int *info, struct frame *f)
     if (!c->running)
         c->features = *(ulong *)(f->vectors + FEATURES);
     else
-        end_case(w, f, number == SIGALRM ? TIMEOUT : number == SIGSYS ? UNSUPPORTED : EXCEPTION);
+        end_case(w, f, number == SIGPROF ? TIMEOUT : number == SIGSYS ? UNSUPPORTED : EXCEPTION);
     begin_case(w, f);
     w->seal = seal(c);
     return FLAGS_ON;
@@ -300,6 +300,9 @@ static void refuse_system_calls(struct control *c)
         { 0x06, 0, 0, REFUSE },
         { 0x06, 0, 0, ALLOW },
     };
+    /* Filters let uretprobe and uprobe pass, which are for the kernel's own trampolines and do nothing elsewhere. Kernels
+     * before 5.11 have neither those nor this. */
+    syscall6(SYS_prctl, 59 /* PR_SET_SYSCALL_USER_DISPATCH */, 1, (long)called, returned - called + 1, 0, 0);
     struct { u16 length; void *filter; } program = { sizeof filter / sizeof *filter, filter };
     check(sys4(prctl, 38 /* PR_SET_NO_NEW_PRIVS */, 1, 0, 0), "to give up new privileges");
     check(sys(seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 4 /* SPEC_ALLOW */, &program), "the seccomp filter");
@@ -322,13 +325,14 @@ static void settle(void *place)
     action.flags = 0x4 | 0x08000000 | 0x04000000; /* SA_SIGINFO, SA_ONSTACK, SA_RESTORER */
     struct { void *at; ulong flags, size; } stack = { w->stack, 0, STACK };
     check(sys(sigaltstack, &stack, 0, 0), "a stack for signals");
-    static const u8 caught[] = { SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGALRM, SIGSYS };
+    static const u8 caught[] = { SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGPROF, SIGSYS };
     for (ulong i = 0; i < sizeof caught; i++)
         check(sys4(rt_sigaction, caught[i], &action, 0, 8), "a handler for signals");
     ulong none = 0;
     check(sys4(rt_sigprocmask, 2 /* SIG_SETMASK */, &none, 0, 8), "a signal mask");
-    ulong half[4] = { 0, 50000, 0, 50000 }; /* microseconds: a case has from one tick to the next but one */
-    check(sys(setitimer, 0, half, 0), "a clock");
+    /* Microseconds of our own, so that it is nothing to us how busy the host is. A case has one or two of them. */
+    ulong period[4] = { 0, 50000, 0, 50000 };
+    check(sys(setitimer, 2 /* ITIMER_PROF */, period, 0), "a clock");
     refuse_system_calls(c);
     c->progress[0] = 0, c->progress[1] = 0;
     copy(w->output, (u32[2]){ 0, READY }, 8);

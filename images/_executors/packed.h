@@ -78,12 +78,14 @@ static inline u8 *put_patch(u8 *to, const u8 *window, u32 start, u32 end)
 /* What of the data window has changed, as `differences` of case.py tells it: where they end, and how many they are. */
 static u8 *put_patches(u8 *to, const u8 *before, const u8 *now, u32 *number)
 {
-    const ulong *was = (const ulong *)before, *is = (const ulong *)now; /* both are aligned */
-    u32 start = 0, end = 0;                                            /* of the patch that may still grow */
+    typedef ulong line __attribute__((vector_size(64), aligned(16)));
+    const line *was = (const line *)before, *is = (const line *)now;
+    u32 start = 0, end = 0; /* of the patch that may still grow */
     *number = 0;
-    for (u32 word = 0; word < DATA_SIZE / 8; word++) {
-        if (was[word] == is[word]) continue;
-        for (u32 at = 8 * word; at < 8 * word + 8; at++) {
+    for (u32 n = 0; n < DATA_SIZE / 64; n++) {
+        line d = was[n] ^ is[n];
+        if (!(d[0] | d[1] | d[2] | d[3] | d[4] | d[5] | d[6] | d[7])) continue;
+        for (u32 at = 64 * n; at < 64 * n + 64; at++) {
             if (before[at] == now[at]) continue;
             if (end && at - end >= APART) to = put_patch(to, now, start, end), ++*number, end = 0;
             if (!end) start = at;
@@ -96,7 +98,7 @@ static u8 *put_patches(u8 *to, const u8 *before, const u8 *now, u32 *number)
 
 /* ---- x86 ------------------------------------------------------------------------------------------------------- */
 
-/* A state: general registers, RFLAGS, XMM, MXCSR, the upper halves of YMM, FCW FSW FTW, ST. */
+/* A state: general registers, RFLAGS, XMM, MXCSR, the upper halves of YMM, FCW FSW FTW, ST. In 64-bit mode: */
 enum { GENERAL = 17, VECTORS = 16 * 16, HALVES = 16 * 16, STATE_XMM = GENERAL * 8, STATE_MXCSR = STATE_XMM + VECTORS,
        STATE_YMM = STATE_MXCSR + 4, STATE_X87 = STATE_YMM + HALVES, STATE_ST = STATE_X87 + 5, STATE_X86 = STATE_ST + 80 };
 /* Of RFLAGS: what is a program's, and what is always on. */
@@ -108,23 +110,26 @@ enum { PAGE_FAULT = 14 };
 /* The exceptions that have an error code: Intel SDM, volume 3, table 6-1. */
 #define WITH_ERROR 0x227D00ul
 
-/* `features` are those of XCR0. What is not set here (AVX-512, PKRU, ...) is to be as after a reset. */
-static inline void set_vectors(u8 *area, const u8 *state, ulong features)
+/* `from` is a state from its XMM on, which have `size` bytes. `features` are those of XCR0. What is not set here
+ * (AVX-512, PKRU, ...) is to be as after a reset. */
+static inline void set_vectors(u8 *area, const u8 *from, ulong size, ulong features)
 {
+    const u8 *mxcsr = from + size, *halves = mxcsr + 4, *x87 = halves + size, *st = x87 + 5;
     clear(area, LEGACY); /* also where the last x87 instruction was */
-    copy(area + XMM, state + STATE_XMM, VECTORS), copy(area + MXCSR, state + STATE_MXCSR, 2); /* of 4: two are reserved */
-    if (features & AVX) copy(area + YMM, state + STATE_YMM, HALVES);
-    copy(area + FCW, state + STATE_X87, 5);
-    for (int i = 0; i < 8; i++) copy(area + ST + 16 * i, state + STATE_ST + 10 * i, 10);
+    copy(area + XMM, from, size), copy(area + MXCSR, mxcsr, 2); /* of 4: two are reserved */
+    if (features & AVX) clear(area + YMM, HALVES), copy(area + YMM, halves, size);
+    copy(area + FCW, x87, 5);
+    for (int i = 0; i < 8; i++) copy(area + ST + 16 * i, st + 10 * i, 10);
     clear(area + XSTATE_BV, 64);
     *(ulong *)(area + XSTATE_BV) = SSE | (features & AVX);
 }
 
 /* A CPU that has no AVX leaves its registers as they were: what is told of them is what the state has already. */
-static inline void tell_vectors(u8 *state, const u8 *area, ulong features)
+static inline void tell_vectors(u8 *to, const u8 *area, ulong size, ulong features)
 {
-    copy(state + STATE_XMM, area + XMM, VECTORS), copy(state + STATE_MXCSR, area + MXCSR, 4);
-    if (features & AVX) copy(state + STATE_YMM, area + YMM, HALVES);
-    copy(state + STATE_X87, area + FCW, 5);
-    for (int i = 0; i < 8; i++) copy(state + STATE_ST + 10 * i, area + ST + 16 * i, 10);
+    u8 *mxcsr = to + size, *halves = mxcsr + 4, *x87 = halves + size, *st = x87 + 5;
+    copy(to, area + XMM, size), copy(mxcsr, area + MXCSR, 4);
+    if (features & AVX) copy(halves, area + YMM, size);
+    copy(x87, area + FCW, 5);
+    for (int i = 0; i < 8; i++) copy(st + 10 * i, area + ST + 16 * i, 10);
 }

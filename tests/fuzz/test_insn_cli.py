@@ -58,10 +58,10 @@ def test_json() -> None:
 def test_list() -> None:
     """The executors are listed, with what each runs and its version."""
     rows = _vmtest("list").stdout.splitlines()
-    assert [row.split()[0] for row in rows[2:]] == list(EXECUTORS)
+    assert list(dict.fromkeys(row.split()[0] for row in rows[2:])) == list(EXECUTORS)
     by_name = {row.split()[0]: row for row in rows[2:]}
-    assert re.search(r"QEMU \d+\.\d+\.\d+, TCG, -cpu max$", by_name["qemu"])
-    assert "aarch64 riscv64" in by_name["unicorn"]
+    assert re.search(r"QEMU \d+\.\d+\.\d+, TCG, -cpu (max|rv64)$", by_name["qemu"])
+    assert "riscv64 riscv32 mips32" in by_name["unicorn"]
 
 
 @pytest.mark.parametrize(

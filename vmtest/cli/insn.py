@@ -79,8 +79,11 @@ def list_() -> None:
 
     rows = []
     for name, row in EXECUTORS.items():
-        here = _lacks(name) or str(import_module(row.module).describe(isa(row.isas[0])))
-        rows.append((name, row.what, " ".join(row.isas), here))
+        here: dict[str, list[str]] = {}
+        for isa_name in row.isas:
+            module = import_module(row.module)
+            here.setdefault(module.lacks(isa(isa_name)) or module.describe(isa(isa_name)), []).append(isa_name)
+        rows += [(name, row.what, " ".join(isas), what) for what, isas in here.items()]
     click.echo(tabulate(rows, headers=("executor", "what", "runs", "here")))
 
 
@@ -101,11 +104,3 @@ def names_of(said: str | None, isa_name: str, qemus: Sequence[str] = (), *, bulk
     if not names:
         raise HostError(f"no executor for {isa_name} can be had here", hint="vmtest insn list")
     return names + more
-
-
-def _lacks(name: str) -> str:
-    from vmtest.executors import EXECUTORS
-    from vmtest.model.isa import isa
-
-    row = EXECUTORS[name]
-    return str(import_module(row.module).lacks(isa(row.isas[0])))

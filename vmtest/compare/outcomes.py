@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from vmtest.compare.pairs import masked_error
+from vmtest.compare.pairs import masked_error, undefined_after
 from vmtest.forms import forms
 from vmtest.model.case import Case, Outcome
 
@@ -45,11 +45,11 @@ def aspects(
     groups of registers that it does not tell.
     """
     known, blind = forms(case.isa.name), blind or {}
-    undefined = known.undefined(case)
     beyond = "an instruction of ring 0: not all run it there" if known.privileged(case) else ""
     # Of a case that one executor has ended early the rest is not comparable: how it ended says it all.
     compared = [outcome for outcome in outcomes.values() if _comparable(outcome)]
     ends = {outcome.end for outcome in compared if outcome.end is not None}
+    undefined = undefined_after(case, min(ends, default=None))
     alike = len(ends) <= 1 and len({outcome.status for outcome in compared}) <= 1
 
     def row(name: str, began: str, said: Callable[[Outcome], str | None], excused: str = "", group: str = "") -> Aspect:

@@ -7,6 +7,7 @@ does not have (Row.blind), and MASKED.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import cache
 from itertools import groupby
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from vmtest.forms import forms
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import Isa, isa
 
-__all__ = ["KINDS", "MASKED", "Difference", "difference", "masked_error"]
+__all__ = ["KINDS", "MASKED", "Difference", "difference", "masked_error", "undefined_after"]
 
 KINDS = (
     "died", "timeout", "exception", "error code", "address", "end", "memory", "registers", "vectors", "x87", "flags",
@@ -28,6 +29,7 @@ MASKED: Mapping[tuple[str, int], int] = {
     # ring, which executors do not share; W/R is the instruction's.
     ("x86_64", 14): 2,
     ("x86_32", 14): 2,
+    ("x86_16", 14): 2,
 }
 """By instruction set and vector, the bits of an error code that are compared: all, where it is not here."""
 
@@ -80,18 +82,28 @@ def difference(case: Case, one: Outcome, other: Outcome, blind: Collection[str] 
     for kind, mine, its in said:
         if mine is not None and its is not None and mine != its:
             return Difference(kind)
-    if one.writes != other.writes and "memory" not in forms(case.isa.name).undefined(case):
+    if one.writes == other.writes and one.state == other.state:
+        return None
+    undefined = undefined_after(case, one.end if other.end is None else other.end)
+    if one.writes != other.writes and "memory" not in undefined:
         return Difference("memory")
-    return _registers(case, one.state, other.state, blind) if one.state != other.state else None
+    return _registers(case, one.state, other.state, undefined, blind)
 
 
-def _registers(case: Case, one: bytes, other: bytes, blind: Collection[str]) -> Difference | None:
-    undefined: Mapping[str, int] | None = None
+def undefined_after(case: Case, end: int | None) -> Mapping[str, int]:
+    """What is undefined by the instructions before ``end``, where that is in the case; else by all of it."""
+    done = (end or 0) - case.start
+    if not 0 <= done < len(case.code):
+        return forms(case.isa.name).undefined(case)
+    return forms(case.isa.name).undefined(replace(case, code=case.code[:done])) if done else {}
+
+
+def _registers(
+    case: Case, one: bytes, other: bytes, undefined: Mapping[str, int], blind: Collection[str]
+) -> Difference | None:
     for kind, group, place in _runs(case.isa.name):
         if group in blind or one[place] == other[place]:
             continue
-        if undefined is None:
-            undefined = forms(case.isa.name).undefined(case)
         for name in _within(case.isa, place):
             mine, its = (int.from_bytes(state[case.isa.places[name]], "little") for state in (one, other))
             mask = ~undefined.get(name, 0)

@@ -24,8 +24,8 @@ EXECUTORS: dict[str, Row] = {
             name="unicorn",
             what="the Unicorn library: TCG of QEMU 5.0 without a machine around it",
             module="vmtest.executors.unicorn",
-            isas=("x86_64", "aarch64", "riscv64"),
-            blind=("avx", "x87"),
+            isas=("x86_64", "x86_32", "x86_16", "aarch64", "arm", "thumb", "riscv64", "riscv32", "mips32"),
+            blind=("avx",),
         ),
         Row(
             name="native",
@@ -40,8 +40,15 @@ EXECUTORS: dict[str, Row] = {
             what="/dev/kvm by itself, without QEMU, in ring 0",
             module="vmtest.executors.kvm",
             rank=3,
-            isas=("x86_64",),
-            blind=("avx", "x87"),
+            isas=("x86_64", "x86_32", "x86_16"),
+        ),
+        Row(
+            name="kvm-user",
+            what="the same in ring 3",
+            module="vmtest.executors.kvm_user",
+            rank=1,
+            bulk=False,
+            isas=("x86_64", "x86_32", "x86_16"),
         ),
         Row(
             name="qemu",
@@ -85,12 +92,12 @@ def executor(name: str, isa: Isa) -> Executor:
 
 def available(isa_name: str, *, bulk: bool = False) -> list[str]:
     """The executors that can run an instruction set on this host; with ``bulk`` those that are fast enough for many
-    cases, if there are two.
+    cases, and the one that is believed most.
     """
     rows = [row for row in EXECUTORS.values() if isa_name in row.isas]
     able = [row for row in rows if not import_module(row.module).lacks(isa_of(isa_name))]
-    fast = [row for row in able if row.bulk]
-    return [row.name for row in (fast if bulk and len(fast) > 1 else able)]
+    most = min((row.rank for row in able), default=0)
+    return [row.name for row in able if row.bulk or row.rank == most or not bulk]
 
 
 def fleet(names: Sequence[str], isa: Isa) -> Fleet:

@@ -1,5 +1,5 @@
-"""/dev/kvm by itself: a virtual CPU in 64-bit mode and ring 0, with a page of code, a data window and, for each
-exception, a handler that halts. No QEMU, no firmware.
+"""/dev/kvm by itself: a virtual CPU with a page of code, a data window and, for each exception, a handler that halts.
+No QEMU, no firmware.
 
 Numbers and layouts: include/uapi/linux/kvm.h and arch/x86/include/uapi/asm/kvm.h; Documentation/virt/kvm/api.rst.
 """
@@ -14,41 +14,53 @@ import struct
 import threading
 from typing import Any
 
+from vmtest.executors import kvm_tables
 from vmtest.executors.loops import Batch, LoopEngine, address, lacks_loops, pointers
 from vmtest.host import host_arch
 from vmtest.host.cpu import model
 from vmtest.host.devices import device_state
-from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa
+from vmtest.model.case import Case
+from vmtest.model.isa import PAGE, Isa
 
 __all__ = ["Engine", "describe", "lacks"]
 
 _CREATE_VM, _VCPU_MMAP_SIZE, _SUPPORTED_CPUID = 0xAE01, 0xAE04, 0xC008AE05
 _CREATE_VCPU, _SET_MEMORY = 0xAE41, 0x4020AE46
 _GET_SREGS, _SET_CPUID2 = 0x8138AE83, 0x4008AE90
+_SET_MSRS, _SET_XCRS = 0x4008AE89, 0x4188AEA7
 _SREGS_SIZE = 0x138
 _CHECK_EXTENSION, _CAP_SYNC_REGS = 0xAE03, 74
-_IMMEDIATE_EXIT = 1  # in struct kvm_run
+# Of MSRs: Intel SDM, volume 4. Selectors of ring 0 in bits 32 to 47 of STAR; where a system call goes, of each kind.
+_STAR, _LSTAR, _CSTAR, _SYSENTER_CS, _SYSENTER_EIP = 0xC0000081, 0xC0000082, 0xC0000083, 0x174, 0x176
 
-# Guest-physical pages, and where the system's own are in its address space: far from where cases look.
-_PML4, _LOW, _LOW_PD, _CODE_PT, _DATA_PT, _HIGH, _HIGH_PD, _HIGH_PT = (PAGE * n for n in range(1, 9))
-_GDT, _IDT, _STUBS, _STACK = (PAGE * n for n in range(9, 13))
-_CODE_AT, _DATA_AT, _SIZE = PAGE * 16, PAGE * 17, PAGE * 32
-_SYSTEM = 0xFFFF_FFFF_8000_0000
-_STUB = 8
-"""Bytes from one exception's handler, a HLT, to the next."""
+_ADDPS = b"\x0f\x58\xc1"
+
+_IMMEDIATE_EXIT = 1  # in struct kvm_run
+_XCR0 = 0xE7
+"""Of what the host can have, what is on: x87, SSE, AVX and AVX-512, and neither protection keys nor AMX."""
 
 
 def lacks(isa: Isa) -> str:
     """Why it cannot be had here, "" where it can."""
-    if host_arch() != isa.name:
+    if host_arch() != "x86_64":
         return f"the host's CPU is {host_arch()}, and KVM runs nothing else"
     state = device_state("/dev/kvm")
     return f"{state.why} ({state.hint})" if state.why else lacks_loops()
 
 
-def describe(isa: Isa) -> str:
-    """Whose KVM it is, and on which CPU."""
-    return f"KVM of Linux {os.uname().release}, {model()}"
+def describe(isa: Isa, argument: str = "") -> str:
+    """What it is here, and what runs the code: the CPU, or an emulator in KVM."""
+    return told("kvm", isa, Engine.ring)
+
+
+def told(name: str, isa: Isa, ring: int) -> str:
+    """See describe. KVM's emulator knows no SSE arithmetic: what runs an ADDPS is the CPU."""
+    from vmtest.executors import executor
+
+    with executor(name, isa) as found:
+        (outcome,) = found.run([Case(isa=isa, code=_ADDPS, state=isa.default)])
+    where = f"in hardware ({model()})" if outcome.status == "ok" else "in KVM's instruction emulator"
+    return f"Linux {os.uname().release} KVM, ring {ring}, {where}"
 
 
 class _Struct(ctypes.Structure):
@@ -57,9 +69,9 @@ class _Struct(ctypes.Structure):
     _fields_ = (
         ("batch", Batch),
         *pointers("ioctl", "run", "stack", "system", "xsave"),
-        ("stubs", ctypes.c_ulong),
-        ("features", ctypes.c_ulong),
+        *((name, ctypes.c_ulong) for name in ("stubs", "features", "wide", "general", "vectors")),
         ("vcpu", ctypes.c_int),
+        ("hides", ctypes.c_int),
     )
 
 
@@ -67,38 +79,33 @@ class Engine(LoopEngine):
     """One virtual CPU for all cases, whose registers are all set anew."""
 
     loop = "kvm_batch"
+    ring = 0
 
     def __init__(self, isa: Isa) -> None:
         super().__init__(isa)
         self._ioctl = ctypes.CDLL(None, use_errno=True).ioctl
         self._ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
-        self._memory = mmap.mmap(-1, _SIZE)
-        self._kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
-        if self._do(self._kvm, _CHECK_EXTENSION, _CAP_SYNC_REGS) & 3 != 3:
-            raise OSError("this KVM cannot synchronise registers (KVM_CAP_SYNC_REGS)")
-        vm = self._do(self._kvm, _CREATE_VM, 0)
-        memory = address(self._memory)
-        self._do(vm, _SET_MEMORY, struct.pack("<IIQQQ", 0, 0, 0, _SIZE, memory))
-        self._vcpu = self._do(vm, _CREATE_VCPU, 0)
-        self._run = mmap.mmap(self._vcpu, self._do(self._kvm, _VCPU_MMAP_SIZE, 0))
-        cpuid = ctypes.create_string_buffer(struct.pack("<II", 256, 0), 8 + 256 * 40)
-        self._do(self._kvm, _SUPPORTED_CPUID, cpuid)
-        self._do(self._vcpu, _SET_CPUID2, cpuid)
-        self._set_up_memory()
-        sregs = ctypes.create_string_buffer(_SREGS_SIZE)
-        self._do(self._vcpu, _GET_SREGS, sregs)
-        _system_registers(sregs)
-        self._sregs = sregs
+        self._memory = mmap.mmap(-1, kvm_tables.SIZE)
+        kvm_tables.fill(self._memory, isa, self.ring)
+        self._make_cpu()
+        features = self._turn_on()
+        self._sregs = ctypes.create_string_buffer(_SREGS_SIZE)
+        self._do(self._vcpu, _GET_SREGS, self._sregs)
+        kvm_tables.system_registers(self._sregs, isa, self.ring, has_xsave=features != 0)
         self._xsave = mmap.mmap(-1, PAGE)
+        memory, registers = address(self._memory), list(isa.places)
         self.engine = _Struct(
-            batch=self.batch(memory + _CODE_AT, memory + _DATA_AT),
+            batch=self.batch(memory + kvm_tables.CODE_AT, memory + kvm_tables.DATA_AT),
             ioctl=ctypes.cast(self._ioctl, ctypes.c_void_p).value,
             run=address(self._run),
-            stack=memory + _STACK + PAGE,
-            system=ctypes.addressof(sregs),
+            stack=memory + kvm_tables.STACK_END,
+            system=ctypes.addressof(self._sregs),
             xsave=address(self._xsave),
-            stubs=_SYSTEM + _STUBS,
-            features=3,  # x87 and SSE
+            stubs=kvm_tables.STUBS,
+            features=features,
+            wide=isa.registers[0].size,
+            general=registers.index(isa.flags),
+            vectors=isa.places["mxcsr"].start - isa.places["xmm0"].start,
             vcpu=self._vcpu,
         )
         self._thread = threading.get_ident()
@@ -111,55 +118,33 @@ class Engine(LoopEngine):
             raise OSError(number, f"the KVM request {request:#x} failed: {os.strerror(number)}")
         return result
 
-    def _set_up_memory(self) -> None:
-        memory, present = self._memory, 3  # and writable
+    def _make_cpu(self) -> None:
+        kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+        if self._do(kvm, _CHECK_EXTENSION, _CAP_SYNC_REGS) & 3 != 3:
+            raise OSError("this KVM cannot synchronise registers (KVM_CAP_SYNC_REGS)")
+        vm = self._do(kvm, _CREATE_VM, 0)
+        self._do(vm, _SET_MEMORY, struct.pack("<IIQQQ", 0, 0, 0, kvm_tables.SIZE, address(self._memory)))
+        self._vcpu = self._do(vm, _CREATE_VCPU, 0)
+        self._run = mmap.mmap(self._vcpu, self._do(kvm, _VCPU_MMAP_SIZE, 0))
+        self._cpuid = ctypes.create_string_buffer(struct.pack("<II", 256, 0), 8 + 256 * 40)
+        self._do(kvm, _SUPPORTED_CPUID, self._cpuid)
+        self._do(self._vcpu, _SET_CPUID2, self._cpuid)
 
-        def entry(table: int, index: int, value: int) -> None:
-            struct.pack_into("<Q", memory, table + 8 * index, value | present)
-
-        entry(_PML4, 0, _LOW)
-        entry(_LOW, 0, _LOW_PD)
-        for start, table, at, size in ((CODE, _CODE_PT, _CODE_AT, PAGE), (DATA, _DATA_PT, _DATA_AT, DATA_SIZE)):
-            entry(_LOW_PD, start >> 21, table)
-            for number in range(size // PAGE):
-                entry(table, number, at + PAGE * number)
-        entry(_PML4, 511, _HIGH)
-        entry(_HIGH, 510, _HIGH_PD)
-        entry(_HIGH_PD, 0, _HIGH_PT)
-        for page in (_GDT, _IDT, _STUBS, _STACK):
-            entry(_HIGH_PT, page // PAGE, page)
-        # Null, 64-bit code of ring 0, data of ring 0, and a task state whose first interrupt stack is ours.
-        tss = _SYSTEM + _GDT + 0x100
-        low = 0x67 | (tss & 0xFFFFFF) << 16 | 0x8B << 40 | (tss >> 24 & 0xFF) << 56
-        struct.pack_into("<5Q", memory, _GDT, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, low, tss >> 32)
-        struct.pack_into("<Q", memory, _GDT + 0x100 + 36, _SYSTEM + _STACK + PAGE)
-        for vector in range(256):
-            stub = _SYSTEM + _STUBS + _STUB * vector
-            gate = struct.pack("<HHBBHII", stub & 0xFFFF, 8, 1, 0x8E, stub >> 16 & 0xFFFF, stub >> 32, 0)
-            memory[_IDT + 16 * vector : _IDT + 16 * vector + 16] = gate
-            memory[_STUBS + _STUB * vector] = 0xF4  # HLT
+    def _turn_on(self) -> int:
+        """Vectors, as far as the host has them, and system calls, which go to a handler of ours; the former's bits."""
+        (number,) = struct.unpack_from("<I", self._cpuid)
+        leaves = [struct.unpack_from("<4I", self._cpuid, 8 + 40 * n) for n in range(number)]
+        features = next((eax for function, index, _, eax in leaves if (function, index) == (0xD, 0)), 0) & _XCR0
+        if features:
+            self._do(self._vcpu, _SET_XCRS, struct.pack("<IIIIQ", 1, 0, 0, 0, features).ljust(392, b"\0"))
+        selector, handler = kvm_tables.KERNEL_CODE, kvm_tables.SYSCALLS
+        msrs = {_STAR: selector << 32, _LSTAR: handler, _CSTAR: handler}
+        msrs |= {_SYSENTER_CS: selector, _SYSENTER_EIP: handler}
+        packed = b"".join(struct.pack("<IIQ", name, 0, value) for name, value in msrs.items())
+        self._do(self._vcpu, _SET_MSRS, struct.pack("<II", len(msrs), 0) + packed)
+        return features
 
     def stop(self) -> None:
         """See Engine."""
         self._run[_IMMEDIATE_EXIT] = 1
         signal.pthread_kill(self._thread, signal.SIGUSR1)
-
-
-def _system_registers(sregs: ctypes.Array[ctypes.c_char]) -> None:
-    """64-bit mode and ring 0, with our tables."""
-
-    def segment(at: int, selector: int, kind: int, long: int) -> None:
-        # base, limit, selector, type, present, dpl, db, s, l, g, avl, unusable, padding
-        values = (0, 0xFFFFFFFF, selector, kind, 1, 0, 1 - long, 1, long, 1, 0, 0, 0)
-        struct.pack_into("<QIH10B", sregs, at, *values)
-
-    segment(0, 8, 11, 1)
-    for number in range(1, 6):  # ds es fs gs ss
-        segment(24 * number, 16, 3, 0)
-    struct.pack_into("<QIH10B", sregs, 24 * 6, _SYSTEM + _GDT + 0x100, 0x67, 24, 11, 1, 0, 0, 0, 0, 0, 0, 0, 0)
-    struct.pack_into("<QH", sregs, 24 * 8, _SYSTEM + _GDT, 39)
-    struct.pack_into("<QH", sregs, 24 * 8 + 16, _SYSTEM + _IDT, 4095)
-    cr0 = 0x80050033  # PG AM WP NE ET MP PE
-    cr4 = 0x620  # PAE OSFXSR OSXMMEXCPT
-    struct.pack_into("<5Q", sregs, 224, cr0, 0, _PML4, cr4, 0)
-    struct.pack_into("<Q", sregs, 264, 0x500)  # EFER: LMA LME

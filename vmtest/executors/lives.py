@@ -109,13 +109,19 @@ class _Forked(Lives):
         if self._process is not None and self._process.poll() is not None:
             self._lose()
         if self._process is None:
-            self._control, theirs = socket.socketpair()
-            with theirs:
-                arguments = (self._row.module, self._isa.name, theirs.fileno(), os.getpid(), *self._argument)
-                command = [sys.executable, "-P", "-m", _SERVER, *map(str, arguments)]
-                self._start(command, [theirs.fileno()])
+            self._serve()
         with suppress(OSError):  # it has ended at once: then nobody has the descriptors, which is seen
             socket.send_fds(self._control, [BEGIN], descriptors)
+
+    def _serve(self) -> None:
+        self._control, theirs = socket.socketpair()
+        arguments = (self._row.module, self._isa.name, theirs.fileno(), os.getpid(), *self._argument)
+        with theirs:
+            try:
+                self._start([sys.executable, "-P", "-m", _SERVER, *map(str, arguments)], [theirs.fileno()])
+            except OSError:
+                self._control.close()
+                raise
 
     def end(self) -> int:
         with suppress(OSError):

@@ -28,6 +28,8 @@ class Batch(ctypes.Structure):
         ("code", ctypes.c_void_p),
         ("data", ctypes.c_void_p),
         ("before", ctypes.c_void_p),
+        ("end", ctypes.c_ulong),
+        ("data_at", ctypes.c_ulong),
         ("size", ctypes.c_ulong),
         ("stopped", ctypes.c_uint32),
     )
@@ -72,7 +74,8 @@ class LoopEngine(base.Engine):
 
     def batch(self, code: int, data: int) -> Batch:
         """What its struct begins with, the windows being there."""
-        return Batch(None, code, data, address(self._before), self.isa.size, 0)
+        isa = self.isa
+        return Batch(None, code, data, address(self._before), isa.code + PAGE, isa.data, isa.size, 0)
 
     def run(self, case: Case) -> Outcome:
         """See Engine."""

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
 from vmtest.executors.loops import Batch, LoopEngine, address, lacks_loops, pointers
-from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa
+from vmtest.executors.unicorn_tables import MACHINES
+from vmtest.model.isa import DATA_SIZE, PAGE, Isa
 
 __all__ = ["Engine", "describe", "lacks"]
 
-# What an access that fails and what is no instruction are, where the library says so by its error, and what its hook's
-# numbers are. x86: Intel SDM, volume 3, table 6-1. On Arm the library tells QEMU's own (EXCP_UDEF, EXCP_SWI, EXCP_BKPT:
-# QEMU 5.0, target/arm/cpu.h), which are here exception classes (ESR_EL1.EC: Arm ARM, DDI 0487, D17.2.37). On RISC-V
-# they are the architecture's.
-_NONE = -1
-_VECTORS: dict[str, tuple[int, int, dict[int, int]]] = {
-    "x86_64": (14, 6, {number: number for number in range(256)}),
-    "aarch64": (_NONE, 0x00, {1: 0x00, 2: 0x15, 7: 0x3C}),
-    "riscv64": (_NONE, 2, {number: number for number in range(256)}),
-}
-_ARCHES = {
-    "x86_64": ("UC_ARCH_X86", ("UC_MODE_64",), "x86_const", "UC_X86_REG_", {"rflags": "EFLAGS"}, "RIP"),
-    "aarch64": ("UC_ARCH_ARM64", ("UC_MODE_ARM",), "arm64_const", "UC_ARM64_REG_", {}, "PC"),
-    "riscv64": ("UC_ARCH_RISCV", ("UC_MODE_RISCV64",), "riscv_const", "UC_RISCV_REG_", {}, "PC"),
-}
+_X87 = ("FPCW", "FPSW", "FPTAG", *(f"FP{number}" for number in range(8)))
+_SLOT = 16
+"""Bytes of each of them, in our buffer."""
 
 
 def lacks(isa: Isa) -> str:
@@ -51,12 +41,15 @@ class _Struct(ctypes.Structure):
         ("number", ctypes.c_int),
         ("pc", ctypes.c_int),
         ("drop", ctypes.c_uint32),
-        ("access", ctypes.c_int32),
+        ("access", ctypes.c_int32 * 3),
         ("illegal", ctypes.c_int32),
+        ("cut", ctypes.c_int32),
         ("vectors", ctypes.c_void_p),
         ("fixed", ctypes.c_void_p),
         ("fixed_mask", ctypes.c_uint64),
         ("fixed_value", ctypes.c_uint64),
+        ("mode", ctypes.c_ulong),
+        *pointers("renew", "x87_ids", "x87_places", "x87", "x87_state"),
         ("fault", ctypes.c_uint64 * 5),
     )
 
@@ -71,36 +64,26 @@ class Engine(LoopEngine):
     def __init__(self, isa: Isa) -> None:
         super().__init__(isa)
         import unicorn
-        from unicorn.unicorn_py3.unicorn import Uc, uclib
+        from unicorn.unicorn_py3.unicorn import uclib
 
-        arch, modes, constants, prefix, names, pc = _ARCHES[isa.name]
-        const = getattr(unicorn, constants)
-        self._uc = Uc(getattr(unicorn, arch), sum(getattr(unicorn, mode) for mode in modes))
+        self._unicorn, self._lib, self._machine = unicorn, uclib, MACHINES[isa.name]
+        self._constants = vars(getattr(unicorn, self._machine.constants))
         self._code, self._data = mmap.mmap(-1, PAGE), mmap.mmap(-1, DATA_SIZE)
-        self._uc.mem_map_ptr(CODE, PAGE, unicorn.UC_PROT_ALL, address(self._code))
-        self._uc.mem_map_ptr(DATA, DATA_SIZE, unicorn.UC_PROT_ALL, address(self._data))
-        self._enable(unicorn)
-        told = [register for register in isa.registers if not register.group]
-        numbers = [getattr(const, prefix + names.get(r.name, r.name.upper())) for r in told]
-        self._ids = (ctypes.c_int * len(numbers))(*numbers)
         # The library reads and writes each register where its pointer says, which is its place in a state.
         self._state = ctypes.create_string_buffer(isa.size + 8)
         start = ctypes.addressof(self._state)
-        self._places = (ctypes.c_void_p * len(numbers))(*(start + isa.places[r.name].start for r in told))
-        self._fresh = self._uc.context_save()
-        self._stop = uclib.uc_emu_stop
-
-        mask, value = isa.fixed.get(isa.flags, (0, 0))
-        access, illegal, vectors = _VECTORS[isa.name]
-        self._vectors = (ctypes.c_int32 * 256)(*(vectors.get(number, _NONE) for number in range(256)))
+        told = [register.name for register in isa.registers if not register.group]
+        places = [start + isa.places[name].start for name in told]
+        reset = self._machine.reset  # behind the state, and zero
+        self._ids, self._places = self._pointers([*told, *reset], places + [start + isa.size] * len(reset))
+        self._vectors = (ctypes.c_int32 * 256)(*(self._machine.vector(number) for number in range(256)))
 
         def function(name: str) -> int | None:
             return ctypes.cast(getattr(uclib, f"uc_{name}"), ctypes.c_void_p).value
 
+        mask, value = isa.fixed.get(isa.flags, (0, 0))
         self.engine = _Struct(
             batch=self.batch(address(self._code), address(self._data)),
-            uc=self._uc._uch.value,
-            fresh=self._fresh.context.value,
             restore=function("context_restore"),
             ctl=function("ctl"),
             start=function("emu_start"),
@@ -111,38 +94,67 @@ class Engine(LoopEngine):
             ids=ctypes.addressof(self._ids),
             places=ctypes.addressof(self._places),
             state=start,
-            number=len(numbers),
-            pc=getattr(const, prefix + pc),
+            number=len(self._ids),
+            pc=self._register(self._machine.pc),
             drop=unicorn.UC_CTL_IO_WRITE << 30 | 2 << 26 | unicorn.UC_CTL_TB_REMOVE_CACHE,  # what uc_ctl is asked for
-            access=access,
-            illegal=illegal,
+            access=self._machine.faults,
+            illegal=self._machine.undefined,
+            cut=self._machine.cut,
             vectors=ctypes.addressof(self._vectors),
             fixed=start + isa.places[isa.flags].start if isa.flags else None,
             fixed_mask=mask,
             fixed_value=value,
+            mode=self._machine.start,
         )
+        if "fcw" in isa.places:
+            self._x87 = ctypes.create_string_buffer(_SLOT * len(_X87))
+            slots = [ctypes.addressof(self._x87) + _SLOT * number for number in range(len(_X87))]
+            self._x87_ids, self._x87_places = self._pointers(_X87, slots)
+            self.engine.x87_ids = ctypes.addressof(self._x87_ids)
+            self.engine.x87_places = ctypes.addressof(self._x87_places)
+            self.engine.x87 = ctypes.addressof(self._x87)
+            self.engine.x87_state = start + isa.places["fcw"].start
+        if self._machine.dies_of_fetch:
+            self._renew = ctypes.CFUNCTYPE(None)(self._make)
+            self.engine.renew = ctypes.cast(self._renew, ctypes.c_void_p).value
+        self._make()
+
+    def _register(self, name: str) -> int:
+        """The library's number of a register."""
+        return int(self._constants[self._machine.prefix + self._machine.names.get(name, name.upper())])
+
+    def _pointers(self, names: Sequence[str], places: Sequence[int]) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
+        """The registers' numbers, and where the library is to read and write them."""
+        return (
+            (ctypes.c_int * len(names))(*map(self._register, names)),
+            (ctypes.c_void_p * len(names))(*places),
+        )
+
+    def _make(self) -> None:
+        """An emulator with the two windows, and our hooks."""
+        unicorn, isa = self._unicorn, self.isa
+        self._uc = unicorn.Uc(getattr(unicorn, self._machine.arch), getattr(unicorn, self._machine.mode))
+        self._uc.mem_map_ptr(isa.code, PAGE, unicorn.UC_PROT_ALL, address(self._code))
+        self._uc.mem_map_ptr(isa.data, DATA_SIZE, unicorn.UC_PROT_ALL, address(self._data))
+        for name, bits in self._machine.enable:
+            self._uc.reg_write(self._register(name), self._uc.reg_read(self._register(name)) | bits)
+        self._fresh = self._uc.context_save()
+        self.engine.uc, self.engine.fresh = self._uc._uch.value, self._fresh.context.value
         self._hooks = [ctypes.c_size_t(), ctypes.c_size_t()]
-        for hook, kind, name in zip(
+        for hook, kind, called in zip(
             self._hooks,
             (unicorn.UC_HOOK_MEM_INVALID, unicorn.UC_HOOK_INTR),
             (self.library.unicorn_fault, self.library.unicorn_interrupt),
             strict=True,
         ):
             everywhere = (ctypes.c_uint64(1), ctypes.c_uint64(0))
-            pointer = ctypes.cast(name, ctypes.c_void_p)
-            uclib.uc_hook_add(self._uc._uch, ctypes.byref(hook), kind, pointer, ctypes.byref(self.engine), *everywhere)
-
-    def _enable(self, unicorn: Any) -> None:
-        """Floating point and vectors, which are off after a reset."""
-        if self.isa.name == "aarch64":
-            self._uc.reg_write(unicorn.arm64_const.UC_ARM64_REG_CPACR_EL1, 3 << 20)
-        elif self.isa.name == "riscv64":
-            status = self._uc.reg_read(unicorn.riscv_const.UC_RISCV_REG_MSTATUS)
-            self._uc.reg_write(unicorn.riscv_const.UC_RISCV_REG_MSTATUS, status | 3 << 13)
+            pointer = ctypes.cast(called, ctypes.c_void_p)
+            engine = ctypes.byref(self.engine)
+            self._lib.uc_hook_add(self._uc._uch, ctypes.byref(hook), kind, pointer, engine, *everywhere)
 
     def stop(self) -> None:
         """See Engine."""
         # Before and after, since the case that it is for may end at any moment.
         self.engine.batch.stopped = 1
-        self._stop(self._uc._uch)
+        self._lib.uc_emu_stop(self._uc._uch)
         self.engine.batch.stopped = 1

@@ -135,6 +135,7 @@ class Executor:
             self._lives.begin(numbers)
         except OSError as error:
             self._forget()
+            self._lives.close()
             raise HostError(f"the worker of the executor {self.name} cannot be started: {error}") from None
         finally:
             for number in numbers:
@@ -174,11 +175,11 @@ class Executor:
 
     def _receive(self, size: int, patience: float = DEAF) -> bytes:
         """Raises EOFError where the worker has died, or has had to be killed."""
-        data = b""
+        pieces, missing = [], size
         moved, before = time.monotonic(), self._progress[:8]
         poller = select.poll()
         poller.register(self._from, select.POLLIN)
-        while len(data) < size:
+        while missing:
             if not poller.poll(100):
                 if (now := self._progress[:8]) != before:
                     moved, before = time.monotonic(), now
@@ -186,11 +187,12 @@ class Executor:
                     self._deaf = True
                     raise EOFError
                 continue
-            piece = os.read(self._from, size - len(data))
+            piece = os.read(self._from, missing)
             if not piece:
                 raise EOFError
-            data += piece
-        return data
+            pieces.append(piece)
+            missing -= len(piece)
+        return b"".join(pieces)
 
     def _forget(self) -> None:
         os.close(self._to)
@@ -235,7 +237,8 @@ def serve(engine: Engine, source: int, sink: int, progress: mmap.mmap, parent: i
             size, number = HEAD.unpack(head)
             answer = engine.run_packed(cases.read(size), number, progress)
             progress[:8] = IDLE
-            answers.write(HEAD.pack(len(answer), number) + answer)
+            answers.write(HEAD.pack(len(answer), number))
+            answers.write(answer)
             answers.flush()
 
 

@@ -17,6 +17,8 @@ __all__ = ["BAD", "FORMS", "Draft", "Forms", "Instruction", "forms"]
 FORMS = {
     "aarch64": "vmtest.forms.aarch64",
     "riscv64": "vmtest.forms.riscv64",
+    "x86_16": "vmtest.forms.x86",
+    "x86_32": "vmtest.forms.x86",
     "x86_64": "vmtest.forms.x86",
 }
 """By instruction set, the module that has its class ``Table``."""

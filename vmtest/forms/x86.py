@@ -16,6 +16,7 @@ from iced_x86 import (
     FlowControl,
     Formatter,
     FormatterSyntax,
+    Mnemonic,
     OpCodeInfo,
     OpCodeOperandKind,
     Register,
@@ -25,6 +26,7 @@ from iced_x86 import Instruction as Decoded
 
 from vmtest.forms.base import BAD, Draft, Forms, Instruction
 from vmtest.forms.x86_access import accesses, target
+from vmtest.forms.x86_bad import bad_name
 from vmtest.forms.x86_encode import Template
 from vmtest.forms.x86_features import cpuid_cases, features_said
 from vmtest.forms.x86_rules import APPROXIMATE, BANNED, ELSEWHERE, RULES, UNDEFINED, alike
@@ -32,13 +34,6 @@ from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import CODE, Isa
 
 __all__ = ["REGISTERS", "Table"]
-
-_PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
-_TELLING = frozenset(b"\x66\xf0\xf2\xf3")
-# Of the second byte of these the bits that say which table of opcodes it is.
-_MAPPED = {b"\xc4": 31, b"\xc5": 0, b"\x62": 7, b"\x8f": 31}
-# How many bytes an opcode has, with its escapes.
-_OPCODE_SIZES = {b"\x0f": 2, b"\x0f\x38": 3, b"\x0f\x3a": 3, b"\xc5": 3, b"\xc4": 4, b"\x8f": 4, b"\x62": 5}
 
 _BITS = {"x86_64": 64, "x86_32": 32, "x86_16": 16}
 # iced_x86.RflagsBits to the bits of RFLAGS, Intel SDM, volume 1, section 3.4.3.
@@ -88,7 +83,7 @@ class Table(Forms):
         at = 0
         for one in self._decoded(code, start):
             if one.is_invalid:
-                return [*found, Instruction(_bad(code[at:], self._bits), len(code) - at)]
+                return [*found, Instruction(bad_name(code[at:], self._bits), len(code) - at)]
             found.append(Instruction(_NAMES[one.code], one.len))
             at += one.len
         return found
@@ -153,11 +148,17 @@ class Table(Forms):
         for one in decoder:
             if decoder.last_error == DecoderError.NO_MORE_BYTES:
                 found.add("cut off")
+            if one.is_invalid:
+                found.add("no instruction")
+            if one.mnemonic in (Mnemonic.MASKMOVQ, Mnemonic.MASKMOVDQU):
+                found.add("masked store")
             if one.is_privileged or one.rflags_written & RflagsBits.IF:
                 found.add("privileged")
             if one.flow_control != FlowControl.NEXT and 0x66 in case.code[: one.len]:
                 found.add("size of a branch")
-            into_zeros = CODE <= one.near_branch_target < case.start  # which are add [rax],al
+            into_zeros = CODE <= one.near_branch_target < case.start  # which are add [rax],al, up to the case again
+            if into_zeros:
+                found.add("cut off")
             if not _is_canonical(target(case, one) or 0) or (into_zeros and not _is_canonical(_accumulator(case))):
                 found.add("not canonical")
             for address, size, aligned in accesses(case, one):
@@ -197,24 +198,6 @@ def _exists(info: OpCodeInfo, bits: int) -> bool:
     # WAIT are two instructions.
     other = info.encoding == EncodingKind.MVEX or info.decoder_option or info.fwait
     return bool(info.is_instruction and here and not other)
-
-
-def _bad(code: bytes, bits: int) -> str:
-    """What is no instruction by its opcode, so that what fails for one reason has one name: "(bad) f0 0fb3"."""
-    at, seen = 0, set()
-    while at < len(code) and code[at] in _PREFIXES:
-        seen.add(code[at])
-        at += 1
-    if bits == 64 and at < len(code) and code[at] & 0xF0 == 0x40:
-        at += 1
-    size = _OPCODE_SIZES.get(code[at : at + 2], 0) or _OPCODE_SIZES.get(code[at : at + 1], 1)
-    prefixes = [f"{prefix:02x}" for prefix in sorted(seen & _TELLING)]
-    if code[at : at + 1] in _MAPPED and len(code) > at + 1:  # what it carries is mostly operands
-        escape, bits_of_map = code[at : at + 1], _MAPPED[code[at : at + 1]]
-        return " ".join(
-            [BAD, *prefixes, escape.hex(), f"map {code[at + 1] & bits_of_map}", code[at:][size - 1 : size].hex()]
-        )
-    return " ".join([BAD, *prefixes, code[at : at + size].hex()])
 
 
 def _accumulator(case: Case) -> int:

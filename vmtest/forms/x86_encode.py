@@ -199,7 +199,7 @@ class Template:
         drawn = random.getrandbits(8)
         if self._branches and drawn < 128:
             return bytes(size)  # to what comes next
-        if drawn & 1:
+        if drawn & 1 or self._branches:  # no edges: of a branch they are endless loops
             return random.randbytes(size)
         edge = _EDGES[drawn >> 4]
         return (edge if drawn & 2 else -edge).to_bytes(8, "little", signed=True)[:size] if size else b""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from vmtest.compare.outcomes import aspects, verdict
 from vmtest.executors import Fleet
-from vmtest.forms import BAD, forms
+from vmtest.forms import forms
 from vmtest.fuzz.finding import Finding, Key
 from vmtest.fuzz.generate import Generator
 from vmtest.fuzz.judge import Judge
@@ -115,7 +115,7 @@ class Shard:
                 at, size = sum(sizes[:first]), sum(sizes[first : first + length])
                 found.append(replace(case, code=case.code[at : at + size]))
         for candidate, keys in zip(found, self._keys(found, key), strict=True):
-            if same := next((other for other in keys if other.pair == key.pair and BAD not in other.form), None):
+            if same := next((other for other in keys if other.pair == key.pair), None):
                 return candidate, same
         return case, key
 

@@ -12,8 +12,8 @@ __all__ = ["CODE", "DATA", "DATA_SIZE", "ISAS", "PAGE", "Isa", "Register", "isa"
 
 PAGE = 4096
 CODE = 0x1000_0000
-"""Address of the page of code. A case's bytes are its last ones, and nothing is mapped behind: to fetch from there is
-to have come to the end, and what is cut off there cannot be completed."""
+"""Address of the page of code, for all that can reach it. A case's bytes are its last ones, and nothing is mapped
+behind: to fetch from there is to have come to the end, and what is cut off there cannot be completed."""
 DATA = 0x2000_0000
 """Address of the data window, which all cases see, all of zeros but for what they say; nothing else is mapped."""
 DATA_SIZE = 2 * PAGE
@@ -35,7 +35,7 @@ class Register:
 @dataclass(frozen=True, kw_only=True)
 class Isa:
     """``code_most`` bytes is the longest code of a case. ``fixed`` are bits, by register, that are no state of the
-    program's and stay as they are: (mask, value).
+    program's and stay as they are: (mask, value). ``code`` and ``data`` are the addresses of its two windows.
 
     A state is all registers' bytes, little-endian, in the order of ``registers``: what executors take and give.
     """
@@ -46,6 +46,8 @@ class Isa:
     flags: str = ""
     code_most: int = 64
     fixed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    code: int = CODE
+    data: int = DATA
 
     @cached_property
     def places(self) -> dict[str, slice]:
@@ -93,24 +95,58 @@ class Isa:
         }
 
 
-def _row(text: str, size: int, group: str = "", kind: str = "registers") -> tuple[Register, ...]:
-    return tuple(Register(name=name, size=size, group=group, kind=kind) for name in text.split())
+def _numbered(prefix: str, number: int, size: int, kind: str = "registers", group: str = "") -> tuple[Register, ...]:
+    """``prefix`` with its number in the place of a "#", or behind it."""
+    form = prefix if "#" in prefix else f"{prefix}#"
+    return tuple(Register(name=form.replace("#", str(n)), size=size, kind=kind, group=group) for n in range(number))
 
 
 _STACK = DATA + PAGE
-_X86_GENERAL = "rax rcx rdx rbx rsp rbp rsi rdi"
-_XMM = " ".join(f"xmm{number}" for number in range(16))
-_YMM = " ".join(f"ymm{number}h" for number in range(16))  # the upper halves
-# As FXSAVE has them (Intel SDM, volume 1, section 10.5.1): the tags are a bit a register, 0 for empty, and st0 is the
-# top of the stack. MMX registers are the low 8 bytes of st0 to st7.
-_X87 = (
-    Register(name="fcw", size=2, value=0x37F, group="x87", kind="fp status"),
-    *_row("fsw", 2, "x87", "fp status"),
-    *_row("ftw", 1, "x87", "fp status"),
-    *_row(" ".join(f"st{number}" for number in range(8)), 10, "x87", "x87"),
+
+
+def _x86(general: str, flags: str, size: int, vectors: int, stack: int = _STACK) -> tuple[Register, ...]:
+    """General registers, flags, SSE, the upper halves of AVX's, and x87.
+
+    x87 is as FXSAVE has it (Intel SDM, volume 1, section 10.5.1): the tags are a bit a register, 0 for empty, and st0
+    is the top of the stack. MMX registers are the low 8 bytes of st0 to st7.
+    """
+    return (
+        *(Register(name=name, size=size, value=stack if name[1:] == "sp" else 0) for name in general.split()),
+        Register(name=flags, size=size, value=0x202, kind="flags"),
+        *_numbered("xmm", vectors, 16, "vectors"),
+        Register(name="mxcsr", size=4, value=0x1F80, kind="fp status"),
+        *_numbered("ymm#h", vectors, 16, "vectors", "avx"),
+        Register(name="fcw", size=2, value=0x37F, kind="fp status", group="x87"),
+        Register(name="fsw", size=2, kind="fp status", group="x87"),
+        Register(name="ftw", size=1, kind="fp status", group="x87"),
+        *_numbered("st", 8, 10, "x87", "x87"),
+    )
+
+
+_X86_64 = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15"
+_X86_32 = "eax ecx edx ebx esp ebp esi edi"
+_ARM = (
+    *_numbered("r", 13, 4),
+    Register(name="sp", size=4, value=_STACK),
+    Register(name="lr", size=4),
+    Register(name="apsr", size=4, kind="flags"),
+    *_numbered("d", 32, 8, "vectors"),
+    Register(name="fpscr", size=4, kind="fp status"),
 )
-# TF, IOPL, NT, RF, VM, AC, VIF, VIP, ID and the reserved ones: not a program's, or they end the run. IF is on.
-_EFLAGS = {"rflags": (~0xCD5 & (1 << 64) - 1, 0x202)}
+
+
+def _but(bits: int, size: int, kept: int = 0) -> tuple[int, int]:
+    """All but these bits stay as they are."""
+    return ~bits & (1 << 8 * size) - 1, kept
+
+
+# All but TF, IOPL, NT, RF, VM, AC, VIF, VIP, ID and the reserved ones: those are not a program's, or they end the run.
+# IF is on.
+_EFLAGS, _IF = 0xCD5, 0x202
+# Reserved bits: to load one of them is an exception (Intel SDM, volume 1, section 10.2.3).
+_MXCSR = {"mxcsr": _but(0xFFFF, 4)}
+# ARM DDI 0406C, A2.4: N, Z, C, V, Q and GE; A2.5.3: no short vectors, and no traps.
+_ARM_FIXED = {"apsr": _but(0xF80F_0000, 4), "fpscr": _but(0xFFC0_009F, 4)}
 
 ISAS: dict[str, Isa] = {
     row.name: row
@@ -119,37 +155,64 @@ ISAS: dict[str, Isa] = {
             name="x86_64",
             what="x86 in 64-bit mode",
             flags="rflags",
-            fixed=_EFLAGS,
-            registers=(
-                *(
-                    Register(name=name, size=8, value=_STACK if name == "rsp" else 0)
-                    for name in f"{_X86_GENERAL} r8 r9 r10 r11 r12 r13 r14 r15".split()
-                ),
-                Register(name="rflags", size=8, value=0x202, kind="flags"),
-                *_row(_XMM, 16, kind="vectors"),
-                Register(name="mxcsr", size=4, value=0x1F80, kind="fp status"),
-                *_row(_YMM, 16, "avx", "vectors"),
-                *_X87,
-            ),
+            fixed={"rflags": _but(_EFLAGS, 8, _IF)} | _MXCSR,
+            registers=_x86(_X86_64, "rflags", 8, 16),
+        ),
+        Isa(
+            name="x86_32",
+            what="x86 in 32-bit protected mode, all segments flat",
+            flags="eflags",
+            fixed={"eflags": _but(_EFLAGS, 4, _IF)} | _MXCSR,
+            registers=_x86(_X86_32, "eflags", 4, 8),
+        ),
+        Isa(
+            # And not real mode: there an exception writes to the case's own stack.
+            name="x86_16",
+            what="x86 in 16-bit protected mode, all segments at 0",
+            flags="eflags",
+            fixed={"eflags": _but(_EFLAGS, 4, _IF)} | _MXCSR,
+            registers=_x86(_X86_32, "eflags", 4, 8, stack=0x2000 + PAGE),
+            code=0x8000,
+            data=0x2000,
         ),
         Isa(
             name="aarch64",
             what="A64",
             flags="nzcv",
-            fixed={"nzcv": (~0xF0000000 & (1 << 64) - 1, 0)},
+            fixed={"nzcv": _but(0xF000_0000, 8)},
             registers=(
-                *_row(" ".join(f"x{number}" for number in range(31)), 8),
+                *_numbered("x", 31, 8),
                 Register(name="sp", size=8, value=_STACK),
                 Register(name="nzcv", size=8, kind="flags"),
-                *_row(" ".join(f"q{number}" for number in range(32)), 16, kind="vectors"),
+                *_numbered("q", 32, 16, "vectors"),
             ),
         ),
+        Isa(name="arm", what="A32, ARMv7-A with VFP and NEON", flags="apsr", fixed=_ARM_FIXED, registers=_ARM),
+        Isa(name="thumb", what="T32, ARMv7-A with VFP and NEON", flags="apsr", fixed=_ARM_FIXED, registers=_ARM),
         Isa(
             name="riscv64",
             what="RV64GC",
             registers=(
                 *(Register(name=f"x{n}", size=8, value=_STACK if n == 2 else 0) for n in range(1, 32)),
-                *_row(" ".join(f"f{number}" for number in range(32)), 8, kind="vectors"),
+                *_numbered("f", 32, 8, "vectors"),
+            ),
+        ),
+        Isa(
+            name="riscv32",
+            what="RV32GC",
+            registers=(
+                *(Register(name=f"x{n}", size=4, value=_STACK if n == 2 else 0) for n in range(1, 32)),
+                *_numbered("f", 32, 8, "vectors"),
+            ),
+        ),
+        Isa(
+            name="mips32",
+            what="MIPS32, little-endian",
+            registers=(
+                *(Register(name=f"r{n}", size=4, value=_STACK if n == 29 else 0) for n in range(1, 32)),
+                Register(name="hi", size=4),
+                Register(name="lo", size=4),
+                *_numbered("f", 32, 8, "vectors"),
             ),
         ),
     )

@@ -1,0 +1,171 @@
+"""Workers: what their deaths cost, that they leave nothing, and that neither end ever waits for the other for good."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vmtest.errors import HostError
+from vmtest.executors import EXECUTORS, Executor, executor
+from vmtest.executors.unicorn import Engine
+from vmtest.model.case import Case
+from vmtest.model.isa import DATA, DATA_SIZE, isa
+
+X86 = isa("x86_64")
+INC = Case.parse("x86_64 ffc0 rax=1")
+ABORTS = Case.parse("x86_64 f00fb3cc")  # Unicorn 2.1.4
+
+
+def _executor(name: str) -> Executor:
+    """The executor, where this host has it."""
+    try:
+        return executor(name, X86)
+    except HostError as error:
+        pytest.skip(error.message)
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children())
+
+
+def test_python_does_not_start_again() -> None:
+    """A worker that a case has killed is another fork of the same process, and no dead one is left below that; of a
+    thousand words that a library has for its deaths none is in the way.
+    """
+    others = _children()  # of other tests, in the same process
+    with executor("unicorn", X86) as found:
+        found.run([INC])
+        (forks,) = _children() - others
+        seen = set()
+        for _ in range(60):
+            before, dead, after = found.run([INC, ABORTS, INC])
+            assert (before, dead.status) == (after, "died")
+            (worker,) = forks.children()
+            assert worker.status() != psutil.STATUS_ZOMBIE
+            seen.add(worker.pid)
+        assert len(seen) == 60
+        assert _children() - others == {forks}
+        assert found.deaths == 60
+
+
+LEAVES = """
+import sys
+from pathlib import Path
+import psutil
+from vmtest.errors import HostError
+from vmtest.executors import executor, lives
+from vmtest.model.case import Case
+
+case = Case.parse("x86_64 ffc0 rax=1")
+children = psutil.Process().children
+
+def descriptors():
+    return {str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.exists()}
+
+def check(what, before):
+    assert children() == [], what
+    assert descriptors() == before, what
+
+found = executor(sys.argv[1], case.isa)
+first = found.run([case])
+found.close()  # what is opened once and kept, such as a library, is there now
+found.close()
+before = descriptors()
+assert found.run([case]) == first
+assert children()
+found.close()
+check("after close()", before)
+
+if sys.argv[1] == "unicorn":
+    for where, what, told in (
+        (sys, "executable", "cannot be started: .*No such file"),
+        (lives, "_SERVER", "does not come up"),
+    ):
+        usual = getattr(where, what)
+        setattr(where, what, "/nowhere")
+        try:
+            found.run([case])
+        except HostError as error:
+            print(error.message, error.evidence)
+        setattr(where, what, usual)
+        check(what, before)
+    assert found.run([case]) == first
+    found.close()
+"""
+
+
+@pytest.mark.parametrize("name", [name for name, row in EXECUTORS.items() if "x86_64" in row.isas and row.bulk])
+def test_nothing_is_left(name: str) -> None:
+    """After close() there are no processes and no descriptors that were not there before, and it can be used again; a
+    worker that does not come up leaves none either, and says why.
+    """
+    _executor(name)
+    done = subprocess.run([sys.executable, "-c", LEAVES, name], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    if name == "unicorn":
+        cannot, does_not = done.stdout.splitlines()
+        assert cannot.startswith("the worker of the executor unicorn cannot be started: ")
+        assert "No such file" in cannot
+        assert does_not.startswith("the worker of the executor unicorn does not come up")
+        assert "No module named" in does_not
+
+
+@pytest.mark.parametrize("name", ["native", "unicorn"])
+def test_more_than_a_pipe_holds(name: str) -> None:
+    """Cases that fill the window, and write all of it anew, go through: megabytes in each direction at a time."""
+    fill = DATA_SIZE // 8
+    cases = [
+        Case(
+            isa=X86,
+            code=bytes.fromhex("f348ab"),  # rep stosq
+            state=X86.state({"rcx": fill, "rdi": DATA, "rax": number * 0x0101010101010101}),
+            memory=((0, b"\xee" * DATA_SIZE),),
+        )
+        for number in range(1, 200)
+    ] * 6
+    with _executor(name) as found:
+        outcomes = found.run(cases)
+        assert found.deaths == 0
+    assert [outcome.writes for outcome in outcomes] == [((0, case.state[:1] * DATA_SIZE),) for case in cases]
+
+
+def test_a_batch_of_one_case_that_is_too_large() -> None:
+    """A case with more patches than a pipe has room for runs like any other; the last patch of a place counts."""
+    memory = tuple((at % 64, bytes([at % 251])) for at in range(65535))
+    case = Case(isa=X86, code=b"\x48\x8b\x07", state=X86.state({"rdi": DATA}), memory=memory)  # mov rax, [rdi]
+    expected = int.from_bytes(case.window[:8], "little")
+    for name in ("native", "unicorn"):
+        with _executor(name) as found:
+            outcomes = found.run([INC, case, INC])
+        assert [outcome.status for outcome in outcomes] == ["ok"] * 3
+        assert X86.said(outcomes[1].state)["rax"] == expected
+
+
+def test_stopped_too_late() -> None:
+    """A stop that comes when its case has ended by itself does not make a timeout of the next one."""
+    engine = Engine(X86)
+    expected = engine.run(INC)
+    for _ in range(3):
+        engine.stop()
+        assert engine.run(INC) == expected
+
+
+def test_no_core_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A death leaves no core file, whatever the user's limit is."""
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (limits[1], limits[1]))
+    try:
+        others = _children()
+        with executor("unicorn", X86) as found:
+            assert found.run([ABORTS])[0].status == "died"
+            (forks,) = _children() - others
+            assert forks.rlimit(psutil.RLIMIT_CORE)[0] == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, limits)
+    assert list(tmp_path.iterdir()) == []
