@@ -48,6 +48,7 @@ class X86(Board):
 
     machine = "microvm,acpi=off,rtc=off,pit=on,pic=on"
     cpu = "max"
+    state = 737
     size, image, control, slots = 0x800000, _IMAGE, _CONTROL, 0x200000
     fetch_faults = (_PAGE_FAULT,)
     firmware = (b"\xea" + struct.pack("<HH", _IMAGE, 0)).ljust(16, b"\0").rjust(1 << 16, b"\0")
