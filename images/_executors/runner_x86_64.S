@@ -1,20 +1,17 @@
 /* What runs cases inside QEMU: no operating system, just this. The host has put it into memory at IMAGE, with the
  * tables that the CPU wants (vmtest/executors/qemu_x86.py, which has the layout, too); it begins in real mode.
  *
- * A case goes by four steps: ring 3 loads vectors and x87 (XRSTOR), ring 3 runs the case, whose exception is its end,
- * ring 3 stores vectors and x87, and ring 0 gives the outcome. All that could be emulated badly where ring 0 is slow
- * and in software, as in some hosts' KVM, is done in ring 3.
+ * A case goes by three steps, all in ring 3: it is loaded (memory, vectors, x87), it runs until an exception, which is
+ * its end, and its outcome is stored. Ring 0 does no more than it must, since some hosts' KVM runs that in software,
+ * slowly, and knows no XSAVE. While a case runs another map is in force than before and after.
  *
  * Source: Intel SDM, volume 3, chapters 4 (paging), 6 (interrupts) and 9.8 (64-bit mode); volume 1, chapter 13 (XSAVE).
  */
 .intel_syntax noprefix
 
 .set KERNEL, -0x80000000         /* where all physical memory is, for ring 0 */
-.set USER, 0x40000000            /* where the first page of this image and the slots are, for ring 3, in the setup map */
+.set USER, 0x40000000            /* where the pages are that ring 3 needs before and after, in the setup map */
 .set IMAGE, 0x8000
-.set RING3_LOAD, 0x10
-.set RING3_STORE, 0x20
-.set RING3_STORE_KEYLESS, 0x30
 .set SETUP_MAP, 0x10000
 .set CASE_MAP, 0x11000
 .set GDT, 0x1d000
@@ -51,7 +48,7 @@
 .set RING3_DATA, 0x2b
 .set RING3_CODE, 0x33
 .set PRESENT_WRITABLE_USER, 7
-.set DIRTY, 0x40
+.set PROTECTION_KEYS, 1 << 22    /* of CR4 */
 .set VIF_VIP, 0x180000
 
 .text
@@ -61,25 +58,6 @@
 _start:
 	jmp	real_mode
 
-/* Ring 3's part, in the page that ring 3 sees. edi is its view of the slot. #UD is what gets back everywhere. */
-.org RING3_LOAD
-.code64
-	fninit						/* QEMU's XRSTOR leaves the last x87 instruction's address */
-	xrstor64 [rdi]
-	ud2
-.org RING3_STORE
-	xor	eax, eax				/* the case may have left keys that forbid all memory */
-	xor	ecx, ecx
-	xor	edx, edx
-	wrpkru
-.org RING3_STORE_KEYLESS, 0x90
-	mov	eax, 7					/* x87 SSE AVX */
-	xor	edx, edx
-	xsave64	[rdi]
-	ud2
-
-.org 0x40
-.code16
 real_mode:
 	cli
 	xor	ax, ax
@@ -133,6 +111,72 @@ idt_high:
 	.word	0xfff
 	.quad	KERNEL + IDT
 
+/* Ring 3's parts, in the page that ring 3 sees; ebp is its view of the slot. #UD is what gets back everywhere. */
+ring3_load:						/* code, pages of the window, registers but the general ones */
+	lea	esi, [rbp + CODE]
+	mov	edi, USER + CODE_PAGE + 4096 - 64
+	mov	ecx, 8
+	rep movsq
+	mov	ebx, [rbp + PAGES]
+	xor	edx, edx
+1:	bt	ebx, edx
+	jnc	2f
+	mov	esi, edx
+	shl	esi, 12
+	lea	edi, [rsi + USER + DATA_PAGE]
+	lea	esi, [rbp + rsi + WINDOW]
+	mov	ecx, 512
+	rep movsq
+2:	inc	edx
+	cmp	edx, 2
+	jb	1b
+	fninit						/* QEMU's XRSTOR leaves the last x87 instruction's address */
+	mov	eax, -1
+	mov	edx, eax
+	xrstor64 [rbp]
+	ud2
+
+ring3_store:						/* r8d has a bit for each page that was written to, r9d whether there are keys */
+	test	r9d, r9d
+	jz	1f
+	xor	eax, eax				/* the case may have left keys that forbid all memory */
+	xor	ecx, ecx
+	xor	edx, edx
+	wrpkru
+1:	mov	eax, 7					/* x87 SSE AVX */
+	xor	edx, edx
+	xsave64	[rbp]
+	mov	ebx, [rbp + PAGES]
+	or	ebx, r8d
+	xor	edx, edx
+2:	mov	ecx, edx
+	shl	ecx, 12
+	lea	r10d, [rcx + USER + DATA_PAGE]
+	bt	r8d, edx
+	jnc	3f
+	mov	esi, r10d
+	lea	edi, [rbp + rcx + WINDOW]
+	mov	ecx, 512
+	rep movsq
+3:	bt	ebx, edx				/* and zeros again */
+	jnc	4f
+	mov	edi, r10d
+	xor	eax, eax
+	mov	ecx, 512
+	rep stosq
+4:	inc	edx
+	cmp	edx, 2
+	jb	2b
+	test	r8d, 4
+	jz	5f
+	mov	edi, USER + CODE_PAGE
+	xor	eax, eax
+	mov	ecx, 512
+	rep stosq
+5:	and	r8d, 3
+	mov	[rbp + PAGES], r8
+	ud2
+
 /* The 256 exceptions' entries, 16 bytes each: they leave the vector and an error code on the stack. */
 .org 0x1000
 .set number, 0
@@ -168,7 +212,8 @@ tick:
 	jz	1f
 	cmp	qword ptr [TICKS], TICKS_MOST
 	jae	2f
-1:	pop	rax
+1:	and	eax, 0					/* QEMU keeps the last result, which shows in flags at times */
+	pop	rax
 	iretq
 2:	pop	rax
 	push	0
@@ -198,6 +243,18 @@ end_of_interrupt:
 .macro wrmsrq number, value
 	mov	rax, \value
 	wrmsr_rax \number
+.endm
+
+.macro in_ring_3 where					/* with ebp, and the registers that it wants */
+	lea	ebp, [r15 + USER + KERNEL]		/* the low half of KERNEL is the same negated */
+	lea	eax, [rip + \where]
+	add	eax, USER + KERNEL
+	push	RING3_DATA
+	push	0
+	push	2
+	push	RING3_CODE
+	push	rax
+	iretq
 .endm
 
 high:
@@ -273,36 +330,12 @@ load:							/* r15 is the slot, and the setup map is in force */
 	cmp	rax, [COUNT]
 	jae	tell
 	mov	[SLOT], r15
-	lea	rsi, [r15 + CODE]
-	mov	rdi, KERNEL + CODE_PAGE + 4096 - 64
-	mov	ecx, 8
-	rep movsq
-	lea	rsi, [r15 + WINDOW]
-	mov	rdi, KERNEL + DATA_PAGE
-	test	byte ptr [r15 + PAGES], 1
-	jz	1f
-	mov	ecx, 512
-	rep movsq
-1:	lea	rsi, [r15 + WINDOW + 4096]
-	mov	rdi, KERNEL + DATA_PAGE + 4096
-	test	byte ptr [r15 + PAGES], 2
-	jz	1f
-	mov	ecx, 512
-	rep movsq
-1:	mov	qword ptr [CODE_PTE], CODE_PAGE | PRESENT_WRITABLE_USER
+	mov	qword ptr [CODE_PTE], CODE_PAGE | PRESENT_WRITABLE_USER
 	mov	qword ptr [DATA_PTE], DATA_PAGE | PRESENT_WRITABLE_USER
 	mov	qword ptr [DATA_PTE + 8], DATA_PAGE + 4096 | PRESENT_WRITABLE_USER
 	lea	rax, [rip + loaded]
 	mov	[PHASE], rax
-	lea	edi, [r15 + USER + KERNEL]		/* the low half of KERNEL is the same negated */
-	mov	eax, -1
-	mov	edx, eax
-	push	RING3_DATA
-	push	0
-	push	2
-	push	RING3_CODE
-	push	USER + IMAGE + RING3_LOAD
-	iretq
+	in_ring_3 ring3_load
 
 loaded:
 	mov	rax, [rsp]
@@ -323,6 +356,7 @@ loaded:
 	mov	qword ptr [TICKS], 0
 	lea	rax, [rip + done]
 	mov	[PHASE], rax
+	and	eax, 0					/* see tick */
 	push	RING3_DATA
 	push	[r15 + GENERAL + 8 * 4]
 	push	[r15 + GENERAL + 8 * 16]
@@ -363,60 +397,35 @@ done:							/* vector, error code, rip, cs, rflags, rsp, ss are on the stack */
 	mov	rsp, STACK
 	mov	rax, cr2
 	mov	[r15 + ADDRESS], rax
+	mov	r8d, [DATA_PTE]
+	shr	r8d, 6
+	and	r8d, 1
+	mov	eax, [DATA_PTE + 8]
+	shr	eax, 5
+	and	eax, 2
+	or	r8d, eax
+	mov	eax, [CODE_PTE]
+	shr	eax, 4
+	and	eax, 4
+	or	r8d, eax
+store:
 	mov	eax, SETUP_MAP
 	mov	cr3, rax
+	mov	r9, cr4
+	and	r9d, PROTECTION_KEYS
 	lea	rax, [rip + stored]
 	mov	[PHASE], rax
-	lea	edi, [r15 + USER + KERNEL]		/* the low half of KERNEL is the same negated */
-	mov	rax, cr4
-	bt	eax, 22					/* PKE */
-	mov	eax, USER + IMAGE + RING3_STORE
-	mov	ecx, USER + IMAGE + RING3_STORE_KEYLESS
-	cmovnc	eax, ecx
-	push	RING3_DATA
-	push	0
-	push	2
-	push	RING3_CODE
-	push	rax
-	iretq
+	in_ring_3 ring3_store
 
 not_loaded:
 	mov	qword ptr [r15 + VECTOR], UNSUPPORTED
-stored:							/* pages that were written to are given back, and all are zeros again */
+	xor	r8d, r8d
+	jmp	store
+
+stored:
 	mov	rsp, STACK
 	mov	r15, [SLOT]
-	mov	ebx, [r15 + PAGES]
-	xor	ebp, ebp
-	mov	edx, 0
-1:	test	byte ptr [DATA_PTE + rdx * 8], DIRTY
-	jz	2f
-	bts	ebp, edx
-	mov	rsi, rdx
-	shl	rsi, 12
-	lea	rdi, [r15 + rsi + WINDOW]
-	add	rsi, KERNEL + DATA_PAGE
-	mov	ecx, 512
-	rep movsq
-	bts	ebx, edx
-2:	bt	ebx, edx
-	jnc	3f
-	mov	rdi, rdx
-	shl	rdi, 12
-	add	rdi, KERNEL + DATA_PAGE
-	xor	eax, eax
-	mov	ecx, 512
-	rep stosq
-3:	inc	edx
-	cmp	edx, 2
-	jb	1b
-	mov	[r15 + PAGES], rbp
-	test	byte ptr [CODE_PTE], DIRTY
-	jz	4f
-	mov	rdi, KERNEL + CODE_PAGE
-	xor	eax, eax
-	mov	ecx, 512
-	rep stosq
-4:	add	r15, SLOT_SIZE
+	add	r15, SLOT_SIZE
 	inc	qword ptr [INDEX]
 	cmp	dword ptr [SPOILED], 0
 	je	load

@@ -36,6 +36,7 @@ class Arm(Board):
     machine = "virt,gic-version=2"
     cpu = "max"
     arguments = ("-device", f"loader,addr={_RAM + _OURS:#x},cpu-num=0")
+    state = 776
     size, image, control, slots = 0xC00000, _OURS, _CONTROL, _OURS + 0x20_0000
     fetch_faults = (_FETCH,)
 

@@ -36,14 +36,16 @@ class Board(ABC):
     """One machine, which a subclass knows, with its instruction set's registers.
 
     ``machine`` and ``cpu`` are QEMU's names, with options; ``arguments`` are further ones, ``firmware`` is what -bios
-    is given, where it is. ``size`` is of its RAM, in which ``image``, ``control`` and ``slots`` are places: the runner,
-    where it tells how far it has come, the cases. ``fetch_faults`` are the vectors of a fetch from where nothing is.
+    is given, where it is. ``state`` is the size of a state that the runner knows. ``size`` is of the machine's RAM, in
+    which ``image``, ``control`` and ``slots`` are places: the runner, where it tells how far it has come, the cases.
+    ``fetch_faults`` are the vectors of a fetch from where nothing is.
     """
 
     machine: str
     cpu: str
     arguments: tuple[str, ...] = ()
     firmware = b""
+    state: int
     size: int
     image: int
     control: int
@@ -53,7 +55,7 @@ class Board(ABC):
     def __init__(self, isa: Isa, memory: mmap.mmap) -> None:
         self.isa = isa
         self.memory = memory
-        assert isa.code_most <= _CODE_MOST
+        assert (isa.size, isa.code_most) == (self.state, _CODE_MOST), "the runner does not know these registers"
 
     @abstractmethod
     def set_up(self) -> None:

@@ -1,7 +1,7 @@
 """The executor ``qemu`` with KVM instead of TCG, so that the two can be compared: the same runner, the same cases.
 
-Where KVM runs ring 0 in software (CONFIG_KVM_PVM) ring 3 is the CPU's all the same, and so is what a case does; but an
-INT is #UD there.
+Where KVM runs ring 0 in software (CONFIG_KVM_PVM) ring 3 is the CPU's all the same, and so is what a case does. But
+what has #GP goes through KVM's emulator there, and is #UD where that does not know it (INT, SSE).
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ class Riscv(Board):
     machine = "virt"
     cpu = "rv64"
     arguments = ("-bios", "none")
+    state = 504
     size, image, control, slots = 0xC00000, 0, _CONTROL, 0x20_0000
     fetch_faults = (_FETCH_FAULT,)
 

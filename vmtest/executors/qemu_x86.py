@@ -48,6 +48,7 @@ class X86(Board):
 
     machine = "microvm,acpi=off,rtc=off,pit=on,pic=on"
     cpu = "max"
+    state = 737
     size, image, control, slots = 0x800000, _IMAGE, _CONTROL, 0x200000
     fetch_faults = (_PAGE_FAULT,)
     firmware = (b"\xea" + struct.pack("<HH", _IMAGE, 0)).ljust(16, b"\0").rjust(1 << 16, b"\0")
@@ -68,7 +69,8 @@ class X86(Board):
         entry(_LOW, 0, _HIGH_PD)  # where we are when paging begins
         entry(_LOW, _USER >> 30, _USER_PD)
         entry(_USER_PD, 0, _USER_PT)
-        entry(_USER_PT, _IMAGE // PAGE, _IMAGE)
+        for address in (_IMAGE, _CODE_AT, _DATA_AT, _DATA_AT + PAGE):
+            entry(_USER_PT, address // PAGE, address)
         for address in range(self.slots, self.size, _LARGE):
             entry(_USER_PD, address // _LARGE, address, _PRESENT | _FOR_RING_3 | _IS_LARGE)
         entry(_CASE, 0, _CASE_LOW)
