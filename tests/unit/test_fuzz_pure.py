@@ -129,7 +129,7 @@ def test_the_smallest_case() -> None:
 
 def _finding(form: str = "add_rm64_r64", chunk: int = 0) -> Finding:
     return Finding(
-        key=Key("x86_64", form, "flags", "unicorn/native"),
+        key=Key("x86_64", form, "flags", "unicorn", "native"),
         case=ADD,
         first=ADD,
         text="add rax,rbx",
@@ -156,7 +156,7 @@ def test_findings_as_files(tmp_path: Path) -> None:
         ({"format": 99}, f"a finding of format 99, and this vmtest reads {FORMAT}"),
         ({"case": "x86_64 9"}, "not bytes in hex"),
         ({"key": {"isa": "x86_64"}}, "lacks something"),
-        ({"key": {"isa": "aarch64", "form": "a", "kind": "flags", "pair": "a/b"}}, "contradicts itself"),
+        ({"key": {"isa": "aarch64", "form": "a", "kind": "flags", "who": "a", "against": "b"}}, "contradicts itself"),
         ({"executors": []}, "contradicts itself"),
         ({"seen": "often"}, "nonsense"),
         ({"said": 5}, "nonsense"),
@@ -183,7 +183,7 @@ def test_files_that_are_no_findings(tmp_path: Path, text: str) -> None:
 def test_baselines(tmp_path: Path) -> None:
     """A baseline holds what was known and what was found, and is read as it was written."""
     path = tmp_path / "known.jsonl"
-    other = Key("x86_64", "b", "flags", "kvm/native")
+    other = Key("x86_64", "b", "flags", "kvm", "native")
     baseline.save(path, [other], [_finding()])
     assert baseline.load(path) == {other, _finding().key}
     first = path.read_text()

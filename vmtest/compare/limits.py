@@ -37,6 +37,7 @@ class Limit:
 
 
 _PRIVILEGED = "it runs everything with all privileges, and the other one in user mode"
+_TCG = ("unicorn", "qemu")
 LIMITS = (
     Limit(
         executor="unicorn",
@@ -61,20 +62,76 @@ LIMITS = (
         kind="fp status",
         source="Intel SDM, volume 1, sections 8.1.3.3 and 10.2.3.1; QEMU has done so for MXCSR since 5.2",
     ),
-    Limit(
-        executor="unicorn",
-        isa="x86",
-        what="it does not find that the x87 stack is full, or a register of it empty",
-        told=("fsw", 0x40),
-        source="Intel SDM, volume 1, section 8.5.1.1: SF of the status word",
+    *(
+        row
+        for who in _TCG
+        for row in (
+            Limit(
+                executor=who,
+                isa="x86",
+                what="it does not find that the x87 stack is full, or a register of it empty",
+                told=("fsw", 0x40),
+                source="Intel SDM, volume 1, section 8.5.1.1: SF of the status word",
+            ),
+            Limit(
+                executor=who,
+                isa="x86",
+                what="it does not set bits 79:64 of a register that MMX writes",
+                kind="x87",
+                only=0xFFFF << 64,
+                source="Intel SDM, volume 1, section 9.5.2",
+            ),
+        )
     ),
     Limit(
-        executor="unicorn",
+        executor="qemu",
         isa="x86",
-        what="it does not set bits 79:64 of a register that MMX writes",
-        kind="x87",
-        only=0xFFFF << 64,
-        source="Intel SDM, volume 1, section 9.5.2",
+        what="it does not raise DE, for operands that are denormal",
+        kind="fp status",
+        only=0x2,
+        source="Intel SDM, volume 1, sections 4.9.1.2, 8.5.2 and 11.5.2.2",
+    ),
+    Limit(
+        executor="qemu",
+        isa="x86",
+        what="it changes the x87 tags before the operand of MMX has failed",
+        kind="fp status",
+        cause="MMX",
+        vectors=(12, 13, 14),
+        source="Intel SDM, volume 3, section 6.5: what a fault leaves is the state before the instruction",
+    ),
+    Limit(
+        executor="qemu",
+        isa="x86",
+        what="of an operand that is read and written it tells a page fault as that of a read",
+        kind="error code",
+        vectors=(14,),
+        source="Intel SDM, volume 3, section 4.7: W/R",
+    ),
+    Limit(
+        executor="qemu",
+        isa="x86",
+        what="it does not check alignment, or after it has looked whether the page is there",
+        cause="misaligned",
+        vectors=(13,),
+        source="Intel SDM, volume 3, table 6-2: #GP comes before #PF",
+    ),
+    Limit(
+        executor="qemu",
+        isa="x86",
+        what="of a stack address that is not canonical it raises #GP, and not #SS",
+        cause="not canonical",
+        vectors=(12,),
+        source="Intel SDM, volume 1, section 3.3.7.1",
+    ),
+    Limit(
+        executor="qemu",
+        isa="x86",
+        what="it raises #GP for a branch to what is not canonical at its target",
+        kind="end",
+        cause="not canonical",
+        vectors=(13,),
+        source="Intel SDM, volume 2, JMP and CALL",
     ),
     Limit(
         executor="unicorn",

@@ -33,6 +33,12 @@ class Fleet:
         return {name: one.description for name, one in self._executors.items()}
 
     @property
+    def labels(self) -> Mapping[str, str]:
+        """By executor, what it is called where it matters not how it was reached: qemu:PATH by its version."""
+        said = {name: one.label for name, one in self._executors.items()}
+        return {name: label if list(said.values()).count(label) == 1 else name for name, label in said.items()}
+
+    @property
     def deaths(self) -> Mapping[str, int]:
         """By executor, how many of its workers a case has killed."""
         return {name: one.deaths for name, one in self._executors.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import re
 import select
 import struct
 import threading
@@ -64,6 +65,13 @@ class Executor:
     def description(self) -> str:
         """What exactly it is here, with its version."""
         return str(import_module(self._row.module).describe(self.isa, *self._argument))
+
+    @property
+    def label(self) -> str:
+        """Its name, with its version in place of an argument: "qemu 10.0.2"."""
+        if not self._argument:
+            return self.name
+        return " ".join([self._row.name, *re.findall(r"\d+(?:\.\d+)+", self.description)[:1]])
 
     def run(self, cases: Sequence[Case]) -> list[Outcome]:
         """The outcomes of the cases, in their order. Raises HostError where the worker cannot be started."""

@@ -20,6 +20,7 @@ from iced_x86 import (
     OpCodeInfo,
     OpCodeOperandKind,
     Register,
+    RegisterExt,
     RflagsBits,
 )
 from iced_x86 import Instruction as Decoded
@@ -150,6 +151,8 @@ class Table(Forms):
                 found.add("cut off")
             if one.is_invalid:
                 found.add("no instruction")
+            if any(RegisterExt.is_mm(one.op_register(at)) for at in range(one.op_count)):
+                found.add("MMX")
             if one.mnemonic in (Mnemonic.MASKMOVQ, Mnemonic.MASKMOVDQU):
                 found.add("masked store")
             if one.is_privileged or one.rflags_written & RflagsBits.IF:

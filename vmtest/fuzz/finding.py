@@ -21,14 +21,20 @@ FORMAT = 1
 
 
 class Key(NamedTuple):
-    """What makes differences one cluster: the instruction's form, what differs, and between whom: "unicorn/native" is
-    unicorn against native, whom we believe.
+    """What makes differences one cluster: the instruction's form, what differs, and between whom: ``who`` against
+    ``against``, whom we believe. Both are Fleet.labels.
     """
 
     isa: str
     form: str
     kind: str
-    pair: str
+    who: str
+    against: str
+
+    @property
+    def pair(self) -> str:
+        """Between whom, for people."""
+        return f"{self.who}/{self.against}"
 
     def __str__(self) -> str:
         return f"{self.isa}: {self.pair}: {self.kind}: {self.form}"

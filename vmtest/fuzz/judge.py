@@ -32,7 +32,7 @@ class Judge:
     def __init__(self, fleet: Fleet, survey: Survey) -> None:
         self._isa, self._names, self._survey = fleet.isa.name, fleet.names, survey
         self._forms = forms(self._isa)
-        self._blind = fleet.blind
+        self._blind, self._labels = fleet.blind, fleet.labels
 
     def judge(self, case: Case, outcomes: Mapping[str, Outcome]) -> Verdict:
         """Each executor against the first of those that could run it, in the order in which they are believed."""
@@ -54,7 +54,8 @@ class Judge:
             if known:
                 limits.append(known)
             else:
-                keys.append(Key(self._isa, " ; ".join(decoded), what.kind, "/".join(pair)))
+                labels = [self._labels[one] for one in pair]
+                keys.append(Key(self._isa, " ; ".join(decoded), what.kind, *labels))
         return Verdict(able, keys, limits)
 
     def _differing(self, case: Case, outcomes: Mapping[str, Outcome], able: Sequence[str]) -> Mapping[str, Difference]:

@@ -57,7 +57,7 @@ class Shard:
         self._forms = forms(fleet.isa.name)
         self._known: set[Key] = set()
         self._reduced: dict[Key, Key] = {}
-        self._blind = fleet.blind
+        self._blind, self._labels = fleet.blind, fleet.labels
 
     def run(self, number: int, known: Collection[Key] = ()) -> Chunk:
         """Make, run and judge chunk ``number``. Raises HostError where an executor cannot go on."""
@@ -118,13 +118,17 @@ class Shard:
                 at, size = sum(sizes[:first]), sum(sizes[first : first + length])
                 found.append(replace(case, code=case.code[at : at + size]))
         for candidate, keys in zip(found, self._keys(found, key), strict=True):
-            if same := next((other for other in keys if other.pair == key.pair), None):
+            if same := next((other for other in keys if other[3:] == key[3:]), None):
                 return candidate, same
         return case, key
 
     def _keys(self, cases: Sequence[Case], key: Key) -> list[Sequence[Key]]:
         """The clusters of each case, as far as the two executors of ``key`` tell."""
-        return self._judged(cases, self._fleet.run(cases, key.pair.split("/"))) if cases else []
+        return self._judged(cases, self._fleet.run(cases, self._names(key))) if cases else []
+
+    def _names(self, key: Key) -> list[str]:
+        """The executors of a cluster."""
+        return [name for name, label in self._labels.items() if label in (key.who, key.against)]
 
     def _judged(self, cases: Sequence[Case], outcomes: Mapping[str, Sequence[Outcome]]) -> list[Sequence[Key]]:
         return [
@@ -139,7 +143,7 @@ class Shard:
             nonlocal endless
             if endless > ENDLESS:
                 return [False] * len(cases)
-            outcomes = self._fleet.run(cases, key.pair.split("/"))
+            outcomes = self._fleet.run(cases, self._names(key))
             endless += sum(outcome.status == "timeout" for several in outcomes.values() for outcome in several)
             return [key in keys for keys in self._judged(cases, outcomes)]
 
