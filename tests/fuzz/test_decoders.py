@@ -107,7 +107,7 @@ def test_rules(line: str, happened: Outcome, decoded: Outcome, wrong: bool) -> N
 
 
 def test_who_says_nothing() -> None:
-    """An executor that could not run it, or says no place, is no witness. Decoders are compared among themselves then."""
+    """One that could not run it, or says no place, is no witness: decoders are compared with each other then."""
     silent = {"a": Outcome(status="unsupported"), "b": _outcome(ADDS, "exception", None, 14), "c": Outcome("timeout")}
     one, other = _decoded(ADDS, 0, 3, stop=6), _decoded(ADDS, 0, stop=3)
     said = decoding(Case.parse(ADDS), silent | {"one": one, "other": other, "same": one})
