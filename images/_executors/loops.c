@@ -85,6 +85,7 @@ struct unicorn {
     int number, pc;
     u32 drop;
     int access[3], illegal; /* their vectors, less than 0 where there is none; to read, to write, to fetch */
+    int cut;                /* how many upper bits of an address it does not tell */
     const int *vectors;     /* of each interrupt, of 256 */
     ulong *fixed;           /* in `state`, the register of which some bits are no state of the program's */
     ulong fixed_mask, fixed_value;
@@ -159,8 +160,8 @@ int unicorn_fault(void *uc, int access, ulong address, int size, long value, str
 {
     (void)uc, (void)size, (void)value;
     int vector = e->access[(u32)(access - MEM_READ_UNMAPPED) % 3];
-    /* It cuts addresses to 52 bits: of those that the architecture has the upper ones are all alike. */
-    address = (ulong)((long)(address << 12) >> 12);
+    /* On x86 it cuts addresses to 52 bits: of those that the architecture has the upper ones are all alike. */
+    address = (ulong)((long)(address << e->cut) >> e->cut);
     e->fault = (struct outcome){ 0, ADDRESS_TOLD | told(vector), (u32)vector, 0, address, 0 };
     return 0;
 }
@@ -180,6 +181,7 @@ static struct outcome unicorn_case(void *engine, const u8 *state, u32 length, u8
     int x87 = e->x87_ids && uses_vectors(&e->batch, state, length);
     e->ctl(e->uc, e->drop, behind - PAGE, behind), e->ctl(e->uc, e->drop, data, data + DATA_SIZE);
     copy(e->state, state, e->batch.size);
+    for (u32 i = 0; i < 8; i++) e->state[e->batch.size + i] = 0; /* what is no part of a state, and yet to be reset */
     e->write(e->uc, e->ids, e->places, e->number);
     if (x87) set_x87(e);
     e->fault.known = 0;

@@ -64,6 +64,7 @@ _start:
 /* Ring 3's part, in the page that ring 3 sees. edi is its view of the slot. #UD is what gets back everywhere. */
 .org RING3_LOAD
 .code64
+	fninit						/* QEMU's XRSTOR leaves the last x87 instruction's address */
 	xrstor64 [rdi]
 	ud2
 .org RING3_STORE
@@ -316,6 +317,7 @@ loaded:
 	mov	es, eax
 	mov	fs, eax
 	mov	gs, eax
+	lldt	ax					/* QEMU 10.0 lets ring 3 load it, by 8E /6 */
 	wrmsrq	0xc0000100, 0				/* FS and GS base */
 	wrmsrq	0xc0000101, 0
 	mov	qword ptr [TICKS], 0

@@ -164,6 +164,15 @@ def test_nothing_of_a_case_is_left_for_the_next(name: str) -> None:
     assert (outcomes[5].status, outcomes[5].vector) == ("exception", 14)
 
 
+@pytest.mark.parametrize("name", [name for name, row in EXECUTORS.items() if "riscv64" in row.isas])
+def test_no_flags_of_floating_point_are_left(name: str) -> None:
+    """On RISC-V the control and the flags of floating point begin as zero in each case, whatever another one set."""
+    look = "riscv64 f3273000"  # csrrs x15, fcsr, x0
+    outcomes = _run(name, "riscv64 73903200 x5=0xff", look, "riscv64 53f0001a", look)  # csrrw fcsr, x5; fdiv.d: 0/0
+    assert [outcome.status for outcome in outcomes] == ["ok"] * 4
+    assert [Case.parse(look).isa.values(outcome.state)["x15"] for outcome in outcomes] == [0] * 4
+
+
 def test_a_death_names_its_case() -> None:
     """Where a case kills the worker that one has died, by its signal, and all others have their outcomes.
 

@@ -50,6 +50,7 @@ EXCEPTIONS = [
     ("x86_64 0f0b", 6, None, None),
     ("x86_64 d9e8d9eedef99b fcw=0x37b", 16, None, None),  # 1/0 by x87, whose exception is not masked
     ("x86_64 8ed8 rax=0x1003", 13, 0x1000, None),  # a selector beyond the table
+    ("x86_64 8ed8 rax=0x1007", 13, 0x1004, None),  # one of a local table, which is none
     # Arm ARM (DDI 0487), D17.2.37: class and syndrome, whose low bits are the kind of fault and bit 6 a write.
     ("aarch64 200040f9 x1=0x1234", 0x24, 6, 0x1234),  # ldr x0, [x1]: no table of level 2
     ("aarch64 200000f9 x1=0x20002000", 0x24, 0x47, 0x20002000),  # str x0, [x1]: no page

@@ -278,4 +278,18 @@ def test_causes() -> None:
     for word, causes in said.items():
         code = bytes.fromhex(word)[::-1].hex()
         assert TABLE.causes(Case.parse(f"aarch64 {code} x1=0x20000004 x2=0x20000008")) == causes, word
-    assert TABLE.causes(Case.parse("aarch64 2000028b20")) == {"cut off"}
+    assert TABLE.causes(Case.parse("aarch64 2000028b20")) == {"cut off", "no instruction"}
+    # Of 8 bytes: stur x0, [x1, #4]; str x0, [x1, #8]; str x0, [x1], #8; str x0, [x1, x2]; str x0, [x1, w2, sxtw].
+    for word, offset in (("f8004020", 4), ("f9000420", 8), ("f8008420", 0), ("f8226820", 3), ("f822c820", -16)):
+        code = bytes.fromhex(word)[::-1].hex()
+        for place, causes in ((-4, {"over an edge"}), (-8, set()), (0, set())):
+            index = f"x2={offset % 2**32 if offset < 0 else offset}"
+            case = Case.parse(f"aarch64 {code} x1={DATA + DATA_SIZE + place - offset} {index}")
+            assert TABLE.causes(case) == causes, (word, place)
+    for line, causes in (
+        ("20001fd6 x1=0x4000000010000ffc", {"top byte"}),  # br x1
+        ("20001fd6 x1=0x10000ffc", set()),
+        ("200040f9 x1=0x1000000020000000", {"top byte"}),  # ldr x0, [x1]
+        ("2000028b x1=0x1000000020000000", set()),
+    ):
+        assert TABLE.causes(Case.parse(f"aarch64 {line}")) == causes, line

@@ -226,5 +226,7 @@ def test_causes() -> None:
     """What may lead to an exception that not every executor knows is told: a mode, alignment, what is cut off."""
     assert TABLE.causes(Case.parse("riscv64 2fa50510 x11=0x20000004")) == set()  # lr.w
     assert TABLE.causes(Case.parse("riscv64 2fb50510 x11=0x20000004")) == {"misaligned"}  # lr.d
-    assert TABLE.causes(Case.parse("riscv64 732510c013")) == {"privileged", "cut off"}  # rdtime
+    assert TABLE.causes(Case.parse("riscv64 732510c013")) == {"privileged", "cut off", "no instruction"}  # rdtime
     assert TABLE.causes(Case.parse("riscv64 0100")) == set()
+    for place, causes in ((-4, {"over an edge"}), (-8, set()), (0, set())):
+        assert TABLE.causes(Case.parse(f"riscv64 23b4a1fe x3={DATA + DATA_SIZE + 24 + place}")) == causes  # sd by -24

@@ -88,6 +88,24 @@ def test_limits_are_for_what_the_manual_demands() -> None:
     assert limit(aligned, found, ("unicorn", "native"), (_ok(aligned), general)) is None
 
 
+def test_limits_are_for_their_instruction_set() -> None:
+    """A limit of one instruction set says nothing of another one, whose exceptions have other numbers."""
+    amo = Case.parse("riscv64 2f281f43 x30=0x20001ffe")  # amoor.w, not aligned and over the edge of the window
+    fault = Outcome(status="exception", state=amo.state, end=amo.start, vector=13)
+    assert limit(amo, Difference("exception"), ("unicorn", "qemu"), (_ok(amo), fault)) is None
+    illegal = Outcome(status="exception", state=amo.state, end=amo.start, vector=2)
+    row = limit(amo, Difference("end"), ("unicorn", "qemu"), (illegal._replace(end=amo.start + 4), illegal))
+    assert row is not None
+    assert "4 bytes further" in row.what
+    assert limit(amo, Difference("end"), ("unicorn", "qemu"), (illegal._replace(end=amo.start + 2), illegal)) is None
+    assert limit(ADD, Difference("end"), ("unicorn", "native"), (_ok(ADD), illegal)) is None
+    sd = Case.parse("riscv64 23b0a100 x3=0x20001ffe")
+    partly = Outcome(status="exception", state=sd.state, end=sd.start, vector=15, address=0x20002000)
+    for kind in ("address", "memory"):
+        assert limit(sd, Difference(kind), ("unicorn", "qemu:/q"), (partly, partly)) is not None
+        assert limit(sd, Difference(kind), ("qemu", "qemu:/q"), (partly, partly)) is None
+
+
 def test_the_smallest_case() -> None:
     """Code, registers, memory and values that do not matter go, and the same comes of it every time."""
     big = _case(

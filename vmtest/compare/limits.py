@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from vmtest.compare.pairs import Difference
 from vmtest.forms import forms
 from vmtest.model.case import Case, Outcome
-from vmtest.model.isa import CODE, PAGE
 
 __all__ = ["LIMITS", "Limit", "limit"]
 
@@ -18,22 +17,30 @@ __all__ = ["LIMITS", "Limit", "limit"]
 class Limit:
     """``executor`` does not do ``what``; "" is for any, where the manuals leave it open or differ. It shows as a
     difference of ``kind``; ``cause`` is what of the case leads to it (Forms.causes), ``vectors`` the exceptions that
-    the other one raises for it. ``at_the_end`` is for those of which one cannot read what is behind the code.
+    the other one raises for it, as instruction sets number them whose names begin with ``isa``. ``at_the_end`` is for
+    those of which one cannot read what is behind the code, and ``further`` is by how many bytes it is wrong about the
+    program counter. ``told`` are a register and bits of it that the other one has set, ``only`` the bits to which a
+    difference in registers of that kind is confined.
     """
 
     executor: str
     what: str
     source: str
+    isa: str = ""
     cause: str = ""
     kind: str = ""
     vectors: tuple[int, ...] = ()
     at_the_end: bool = False
+    further: int = 0
+    told: tuple[str, int] | None = None
+    only: int = 0
 
 
-_PRIVILEGED = "it runs everything in ring 0, and the other one in ring 3"
+_PRIVILEGED = "it runs everything with all privileges, and the other one in user mode"
 LIMITS = (
     Limit(
         executor="unicorn",
+        isa="x86",
         what="it does not check that operands of SSE are aligned",
         cause="misaligned",
         vectors=(13,),
@@ -41,6 +48,7 @@ LIMITS = (
     ),
     Limit(
         executor="unicorn",
+        isa="x86",
         what="it does not check that addresses are canonical",
         cause="not canonical",
         vectors=(12, 13),
@@ -48,9 +56,25 @@ LIMITS = (
     ),
     Limit(
         executor="unicorn",
-        what="it does not raise the flags of MXCSR",
+        isa="x86",
+        what="it does not raise all flags of MXCSR and of the x87 status word",
         kind="fp status",
-        source="Intel SDM, volume 1, section 10.2.3.1; QEMU has done so since 5.2",
+        source="Intel SDM, volume 1, sections 8.1.3.3 and 10.2.3.1; QEMU has done so for MXCSR since 5.2",
+    ),
+    Limit(
+        executor="unicorn",
+        isa="x86",
+        what="it does not find that the x87 stack is full, or a register of it empty",
+        told=("fsw", 0x40),
+        source="Intel SDM, volume 1, section 8.5.1.1: SF of the status word",
+    ),
+    Limit(
+        executor="unicorn",
+        isa="x86",
+        what="it does not set bits 79:64 of a register that MMX writes",
+        kind="x87",
+        only=0xFFFF << 64,
+        source="Intel SDM, volume 1, section 9.5.2",
     ),
     Limit(
         executor="unicorn",
@@ -61,6 +85,7 @@ LIMITS = (
     ),
     Limit(
         executor="",
+        isa="x86",
         what="whether a store of which all bytes are masked can fault",
         cause="masked store",
         kind="exception",
@@ -69,6 +94,7 @@ LIMITS = (
     ),
     Limit(
         executor="",
+        isa="x86",
         what="of a branch with the prefix 66 Intel's CPUs go on in 64 bits, and AMD's in 16",
         cause="size of a branch",
         source="Intel SDM, volume 2, JMP; AMD64 APM, volume 3, section 1.2.2",
@@ -83,12 +109,49 @@ LIMITS = (
     *(
         Limit(
             executor=who,
+            isa=isa,
             what=_PRIVILEGED,
             cause="privileged",
-            vectors=(13,),
-            source="Intel SDM, volume 3, section 5.9",
+            vectors=vectors,
+            source=source,
         )
-        for who in ("unicorn", "kvm")
+        for who, isa, vectors, source in (
+            ("unicorn", "x86", (13,), "Intel SDM, volume 3, section 5.9"),
+            ("kvm", "x86", (13,), "Intel SDM, volume 3, section 5.9"),
+            ("unicorn", "aarch64", (0x00, 0x18), "Arm ARM, DDI 0487, section D1.3"),
+            ("unicorn", "riscv64", (2,), "RISC-V, volume II, chapter 2"),
+        )
+    ),
+    Limit(
+        executor="unicorn",
+        isa="riscv64",
+        what="after an exception the program counter is 4 bytes further",
+        kind="end",
+        further=4,
+        source="RISC-V, volume II, section 3.1.14; unicorn-engine/unicorn#1990",
+    ),
+    Limit(
+        executor="unicorn",
+        isa="aarch64",
+        what="it does not ignore the top byte of an address",
+        cause="top byte",
+        source="Arm ARM, DDI 0487, section D8.8: TCR_EL1.TBI0, which is set as Linux does",
+    ),
+    *(
+        Limit(
+            executor="unicorn",
+            isa=isa,
+            what="of a store over the edge of what is mapped it tells another address, and may have written a part",
+            cause="over an edge",
+            kind=kind,
+            vectors=vectors,
+            source=source,
+        )
+        for isa, vectors, source in (
+            ("aarch64", (0x24,), "Arm ARM, DDI 0487, FAR_EL1"),
+            ("riscv64", (15,), "RISC-V, volume II, section 3.1.16"),
+        )
+        for kind in ("address", "memory")
     ),
 )
 
@@ -96,13 +159,36 @@ LIMITS = (
 def limit(case: Case, found: Difference, pair: tuple[str, str], outcomes: tuple[Outcome, Outcome]) -> Limit | None:
     """The limit of one of the two executors that a difference between them follows from, None where there is none."""
     causes = forms(case.isa.name).causes(case)
-    at_the_end = any(outcome.address == CODE + PAGE for outcome in outcomes)
     for row in LIMITS:
+        if not case.isa.name.startswith(row.isa) or row.kind not in ("", found.kind):
+            continue
+        if row.cause and row.cause not in causes:
+            continue
         for mine, name in enumerate(pair):
-            if row.executor not in ("", name.partition(":")[0]) or (row.at_the_end and not at_the_end):
-                continue
-            other = outcomes[1 - mine]
-            as_the_manual = not row.vectors or (other.status == "exception" and other.vector in row.vectors)
-            if as_the_manual and row.kind in ("", found.kind) and (not row.cause or row.cause in causes):
+            here = row.executor in ("", name.partition(":")[0])
+            if here and _follows(row, case, outcomes[mine], outcomes[1 - mine]):
                 return row
     return None
+
+
+def _follows(row: Limit, case: Case, mine: Outcome, other: Outcome) -> bool:
+    """Whether the two outcomes, of which the other is to be as the manual says, are what the limit leads to."""
+    if row.at_the_end and case.end not in (mine.address, other.address):
+        return False
+    if row.further and (other.end is None or mine.end != other.end + row.further):
+        return False
+    if row.vectors and (other.status != "exception" or other.vector not in row.vectors):
+        return False
+    if row.told and not (other.state and case.isa.values(other.state).get(row.told[0], 0) & row.told[1]):
+        return False
+    return not row.only or _confined(row, case, mine, other)
+
+
+def _confined(row: Limit, case: Case, mine: Outcome, other: Outcome) -> bool:
+    for register in case.isa.registers:
+        if register.kind == row.kind:
+            place = case.isa.places[register.name]
+            one, two = (int.from_bytes(outcome.state[place], "little") for outcome in (mine, other))
+            if (one ^ two) & ~row.only:
+                return False
+    return True

@@ -49,6 +49,7 @@ EXECUTORS: dict[str, Row] = {
             what="the same in ring 3",
             module="vmtest.executors.kvm_user",
             rank=1,
+            bulk=False,
             isas=("x86_64", "x86_32", "x86_16"),
         ),
         Row(
@@ -114,12 +115,12 @@ def executor(name: str, isa: Isa) -> Executor:
 
 def available(isa_name: str, *, bulk: bool = False) -> list[str]:
     """The executors that can run an instruction set on this host; with ``bulk`` those that are fast enough for many
-    cases, if there are two.
+    cases, and the one that is believed most.
     """
     rows = [row for row in EXECUTORS.values() if isa_name in row.isas and not (bulk and row.decodes)]
     able = [row for row in rows if not import_module(row.module).lacks(isa_of(isa_name))]
-    fast = [row for row in able if row.bulk]
-    return [row.name for row in (fast if bulk and len(fast) > 1 else able)]
+    most = min((row.rank for row in able), default=0)
+    return [row.name for row in able if row.bulk or row.rank == most or not bulk]
 
 
 def fleet(names: Sequence[str], isa: Isa) -> Fleet:

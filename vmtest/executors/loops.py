@@ -79,7 +79,7 @@ class LoopEngine(base.Engine):
 
     def run(self, case: Case) -> Outcome:
         """See Engine."""
-        return Outcome.unpack(self.isa, self.run_packed(case.pack(), 1, self._nowhere), 0)[0]
+        return Outcome.unpack(self.isa, self.run_packed(case.pack(), 1, self._nowhere), 1)[0]
 
     def run_packed(self, data: bytes, number: int, progress: mmap.mmap) -> bytes:
         """See Engine."""

@@ -43,6 +43,7 @@ class _Struct(ctypes.Structure):
         ("drop", ctypes.c_uint32),
         ("access", ctypes.c_int32 * 3),
         ("illegal", ctypes.c_int32),
+        ("cut", ctypes.c_int32),
         ("vectors", ctypes.c_void_p),
         ("fixed", ctypes.c_void_p),
         ("fixed_mask", ctypes.c_uint64),
@@ -72,7 +73,9 @@ class Engine(LoopEngine):
         self._state = ctypes.create_string_buffer(isa.size + 8)
         start = ctypes.addressof(self._state)
         told = [register.name for register in isa.registers if not register.group]
-        self._ids, self._places = self._pointers(told, [start + isa.places[name].start for name in told])
+        places = [start + isa.places[name].start for name in told]
+        reset = self._machine.reset  # behind the state, and zero
+        self._ids, self._places = self._pointers([*told, *reset], places + [start + isa.size] * len(reset))
         self._vectors = (ctypes.c_int32 * 256)(*(self._machine.vector(number) for number in range(256)))
 
         def function(name: str) -> int | None:
@@ -91,11 +94,12 @@ class Engine(LoopEngine):
             ids=ctypes.addressof(self._ids),
             places=ctypes.addressof(self._places),
             state=start,
-            number=len(told),
+            number=len(self._ids),
             pc=self._register(self._machine.pc),
             drop=unicorn.UC_CTL_IO_WRITE << 30 | 2 << 26 | unicorn.UC_CTL_TB_REMOVE_CACHE,  # what uc_ctl is asked for
             access=self._machine.faults,
             illegal=self._machine.undefined,
+            cut=self._machine.cut,
             vectors=ctypes.addressof(self._vectors),
             fixed=start + isa.places[isa.flags].start if isa.flags else None,
             fixed_mask=mask,

@@ -18,8 +18,9 @@ class Machine:
 
     ``vectors`` are the architecture's numbers of exceptions by QEMU's; where there is none they are the same.
     ``undefined`` is the number of what is no instruction, ``faults`` those of an access to memory that is not there: to
-    read, to write, to fetch. NONE is what it does not tell. After such a fetch some emulators end the process with the
-    next case, and are made anew: ``dies_of_fetch`` (unicorn-engine/unicorn#2134).
+    read, to write, to fetch. NONE is what it does not tell. ``cut`` is how many upper bits of an address it does not
+    tell. ``reset`` are registers that are no part of a state and in none of its contexts. After a fetch that fails some
+    emulators end the process with the next case, and are made anew: ``dies_of_fetch`` (unicorn-engine/unicorn#2134).
     """
 
     arch: str
@@ -33,6 +34,8 @@ class Machine:
     vectors: Mapping[int, int] = field(default_factory=dict)
     undefined: int
     faults: tuple[int, int, int]
+    cut: int = 0
+    reset: tuple[str, ...] = ()
     dies_of_fetch: bool = False
 
     def vector(self, number: int) -> int:
@@ -52,6 +55,7 @@ def _x86(mode: str, pc: str, names: Mapping[str, str], enable: tuple[tuple[str, 
         enable=enable,
         undefined=6,
         faults=(14, 14, 14),
+        cut=12,
     )
 
 
@@ -74,7 +78,8 @@ def _arm(mode: str, start: int) -> Machine:
 
 def _riscv(mode: str) -> Machine:
     """QEMU's target/riscv/cpu_bits.h, RISCV_EXCP_*, are the causes of the privileged manual, table 3.6. That of
-    an access that fails depends on whether addresses are translated, and the library tells none.
+    an access that fails depends on whether addresses are translated, and the library tells none. Its error for what is
+    no instruction is for ebreak.
     """
     return Machine(
         arch="UC_ARCH_RISCV",
@@ -82,7 +87,8 @@ def _riscv(mode: str) -> Machine:
         constants="riscv_const",
         prefix="UC_RISCV_REG_",
         enable=(("MSTATUS", 3 << 13),),  # FS
-        undefined=2,
+        undefined=NONE,
+        reset=("FFLAGS",),
         faults=(NONE, NONE, NONE),
     )
 

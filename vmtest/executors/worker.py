@@ -164,11 +164,7 @@ class Executor:
 
     def _answer(self) -> list[Outcome]:
         size, number = HEAD.unpack(self._receive(HEAD.size))
-        data, at = self._receive(size), 0
-        found = []
-        for _ in range(number):
-            outcome, at = Outcome.unpack(self.isa, data, at)
-            found.append(outcome)
+        found = Outcome.unpack(self.isa, self._receive(size), number)
         self.deaths += sum(outcome.status == "died" for outcome in found)
         self._idle_deaths = 0
         return found

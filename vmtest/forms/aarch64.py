@@ -17,6 +17,7 @@ from typing import ClassVar
 from vmtest.forms.base import BAD
 from vmtest.forms.encoding import Field, Row, Term, read
 from vmtest.forms.words import UNPREDICTABLE, Words, address, branch, target
+from vmtest.model.case import Case
 from vmtest.model.isa import Isa
 
 __all__ = ["Table"]
@@ -46,7 +47,7 @@ _RULES = {
     "hint": "what is not allocated is NOP (C4.1)",
     "mrs_f": "bits of what is not there read as zero (C5.2.8, C5.2.10)",
     "msr_f": "bits of what is not there read as zero (C5.2.8, C5.2.10)",
-    "fcvt": "saturates, NaN is zero, with Invalid Operation (A1.5, FPToFixed)",
+    **{f"fcvt{how}{sign}": "saturates, NaN is zero, Invalid Operation (FPToFixed)" for how in "anpmz" for sign in "su"},
     "fjcvtzs": "modulo 2^32, Z if exact (C7.2)",
     "fmin": "NaN if one is; minus zero is below plus zero (FPMin, FPMax)",
     "fmax": "NaN if one is; minus zero is below plus zero (FPMin, FPMax)",
@@ -70,6 +71,7 @@ class Table(Words):
     """See the module."""
 
     illegal = 0  # ESR_ELx.EC: "unknown reason"
+    step = 4
     majors: ClassVar = {4: 0xFFE00000}
     aligned = "exact"
     reasons: ClassVar = {
@@ -100,20 +102,38 @@ class Table(Words):
             if step is not None or not moved.get(word):  # to itself it would never end
                 word = word & ~moved.mask | moved.put(step or 4)
             return word, {}
-        base = self.base(row, word)
+        base = _base(row, word)
         if kind == "jump":
             return word, {base: target(random)} if base != "sp" else {}  # which is zero there
         to = address(random, int(size))
         if kind == "index":
-            return word, _indexed(random, fields, word, base, to, int(size))
+            return word, _indexed(random, row, word, to)
         if kind == "offset" and moved:
             to -= moved.get(word)
-        return word, _base(random, base, to)
+        return word, _aligned(random, base, to)
 
-    def base(self, row: Row, word: int) -> str:
+    def reached(self, case: Case, row: Row, word: int) -> int:
         """See Words."""
-        number = row.fields["Rn"].get(word)
-        return f"x{number}" if number != _SP else "sp"
+        at = self.value(case, _base(row, word))
+        kind = row.access.partition(":")[0]
+        if kind == "offset":
+            moved = row.fields.get("simm") or row.fields["uimm"]
+            at += moved.get(word)
+        elif kind == "index":
+            at += _extended(row, word, self.value(case, f"x{row.fields['Rm'].get(word)}"))
+        return at % (1 << 64)
+
+    def causes(self, case: Case) -> frozenset[str]:
+        """See Words; and whether an address has a top byte, which the one mode ignores and the other does not."""
+        found = set(super().causes(case))
+        for row, word in self.rows_of(case):
+            if row is None or "Rn" not in row.fields or not row.access:
+                continue
+            to_register = row.access == "jump"
+            at = self.value(case, _base(row, word)) if to_register else self.reached(case, row, word)
+            if at >> 56:
+                found.add("top byte")
+        return frozenset(found)
 
     def rule(self, name: str, kind: str) -> str:
         """See Forms."""
@@ -145,7 +165,13 @@ def _bitmask(fields: Mapping[str, Field]) -> Term:
     return is_mask
 
 
-def _base(random: Random, register: str, value: int) -> dict[str, int]:
+def _base(row: Row, word: int) -> str:
+    """The register that an address begins with."""
+    number = row.fields["Rn"].get(word)
+    return f"x{number}" if number != _SP else "sp"
+
+
+def _aligned(random: Random, register: str, value: int) -> dict[str, int]:
     """The base register; the stack pointer is mostly aligned, as is demanded of it (D1.8.2)."""
     value %= 1 << 64
     if register == "sp" and random.random() < 0.9:
@@ -153,21 +179,24 @@ def _base(random: Random, register: str, value: int) -> dict[str, int]:
     return {register: value}
 
 
-def _indexed(
-    random: Random, fields: Mapping[str, Field], word: int, register: str, to: int, size: int
-) -> dict[str, int]:
-    """Base and index, extended and shifted, that are so together."""
-    index, option = f"x{fields['Rm'].get(word)}", fields["option"].get(word)
-    shift = (size.bit_length() - 1) * fields["S"].get(word)
-    if index == f"x{_SP}":  # is zero
-        return _base(random, register, to)
-    if index == register:
-        return {}
-    value = int(random.random() * 512) - 256 if random.random() < 0.8 else random.getrandbits(64)
-    extended = value % (1 << 64)
+def _extended(row: Row, word: int, value: int) -> int:
+    """What an index register adds: extended and shifted, pseudocode function ExtendReg."""
+    option = row.fields["option"].get(word)
     if option & 1 == 0:
-        extended %= 1 << 32
+        value %= 1 << 32
         if option & 4:
-            extended = (extended ^ 1 << 31) - (1 << 31)
-        value = value % (1 << 32) | random.getrandbits(32) << 32  # which does not count
-    return {index: value % (1 << 64)} | _base(random, register, to - (extended << shift))
+            value = (value ^ 1 << 31) - (1 << 31)
+    return value << (int(row.access.partition(":")[2]).bit_length() - 1) * row.fields["S"].get(word)
+
+
+def _indexed(random: Random, row: Row, word: int, to: int) -> dict[str, int]:
+    """Base and index that lead there together."""
+    base, index = _base(row, word), f"x{row.fields['Rm'].get(word)}"
+    if index == f"x{_SP}":  # is zero
+        return _aligned(random, base, to)
+    if index == base:
+        return {}
+    value = (int(random.random() * 512) - 256 if random.random() < 0.8 else random.getrandbits(64)) % (1 << 64)
+    if row.fields["option"].get(word) & 1 == 0:  # the upper half does not count
+        value = value % (1 << 32) | random.getrandbits(32) << 32
+    return {index: value} | _aligned(random, base, to - _extended(row, word, value))

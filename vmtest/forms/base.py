@@ -34,11 +34,12 @@ class Forms:
     """The forms of one instruction set. This class knows none: its subclasses do.
 
     ``names`` are all forms that can be made, in an order that does not change. ``illegal`` is the exception of what is
-    no instruction.
+    no instruction, and ``step`` of how many bytes' multiples are their sizes, and the places where they may begin.
     """
 
     names: tuple[str, ...] = ()
     illegal: int | None = None
+    step: int = 1
 
     def __init__(self, isa: Isa) -> None:
         self.isa = isa

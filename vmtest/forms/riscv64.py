@@ -17,6 +17,7 @@ from typing import ClassVar
 from vmtest.forms.base import BAD
 from vmtest.forms.encoding import Row, read
 from vmtest.forms.words import UNPREDICTABLE, Words, address, branch, target
+from vmtest.model.case import Case
 from vmtest.model.isa import Isa
 
 __all__ = ["Table"]
@@ -30,15 +31,20 @@ _RULES = (
     ("amo", 'an address that is not aligned raises an exception, rd is sign-extended (chapter "A")'),
     ("div", 'by zero: all ones; overflow: the dividend; no exception (chapter "M", table of division by zero)'),
     ("rem", 'by zero: the dividend; overflow: zero; no exception (chapter "M", table of division by zero)'),
+    ("fminm", 'NaN if one is (chapter "Zfa")'),
+    ("fmaxm", 'NaN if one is (chapter "Zfa")'),
     ("fmin", 'the number if one is NaN, -0.0 below +0.0, a signaling NaN sets NV (chapter "F")'),
     ("fmax", 'the number if one is NaN, -0.0 below +0.0, a signaling NaN sets NV (chapter "F")'),
-    ("fcvt.", 'out of range and NaN: the table of domains (chapter "F"); rm 5 and 6 are illegal; 32 bits are extended'),
+    ("fcvt.w", 'out of range and NaN: the table of domains; 32 bits are sign-extended (chapter "F")'),
+    ("fcvt.l", 'out of range and NaN: the table of domains (chapter "F")'),
     ("fmv.w.x", 'NaN-boxed (chapter "D", NaN Boxing of Narrower Values)'),
     ("fmv.x.w", 'the lower 32 bits, sign-extended, boxed or not (chapter "F")'),
     ("fsgnj", 'what is not NaN-boxed is the canonical NaN; no exceptions (chapter "D", NaN Boxing)'),
     ("fmadd", 'rounded once; inf * 0 sets NV also with a quiet NaN addend (chapter "F")'),
     ("fmsub", 'rounded once; inf * 0 sets NV also with a quiet NaN addend (chapter "F")'),
     ("fnm", 'rounded once; inf * 0 sets NV also with a quiet NaN addend (chapter "F")'),
+    ("fleq", 'NV for a signaling NaN only (chapter "Zfa")'),
+    ("fltq", 'NV for a signaling NaN only (chapter "Zfa")'),
     ("fle", 'NV for any NaN (chapter "F")'),
     ("flt", 'NV for any NaN (chapter "F")'),
     ("feq", 'NV for a signaling NaN only (chapter "F")'),
@@ -50,13 +56,14 @@ _RULES = (
     ("srl", 'the lower 6 bits of rs2, 5 of a W form (chapter "RV64I")'),
     ("sra", 'the lower 6 bits of rs2, 5 of a W form (chapter "RV64I")'),
 )
-_FLOAT = 'a NaN result is the canonical one; a 32-bit operand not NaN-boxed is that too (chapters "F", "D")'
+_FLOAT = 'a NaN is the canonical one, as is an operand not NaN-boxed; results are NaN-boxed (chapters "F", "D")'
 
 
 class Table(Words):
     """See the module."""
 
     illegal = 2  # mcause
+    step = 2
     majors: ClassVar = {4: 0x7000707C, 2: 0xFC03}
     aligned = "atomic"
     reasons: ClassVar = {
@@ -81,22 +88,15 @@ class Table(Words):
                 word = word & ~offset.mask | offset.put(step or 4)
             return word, {}
         for _ in range(4):  # x0 is no base, mostly
-            if base := self.base(row, word):
+            if base := _base(row, word):
                 break
             word = row.draw(random)
-        moved = row.fields.get("simm") or row.fields.get("uimm")
-        offset_ = moved.get(word) if moved else 0
         to = target(random) if kind == "jump" else address(random, int(size))
-        return word, {base: (to - offset_) % (1 << 64)} if base else {}
+        return word, {f"x{base}": (to - _offset(row, word)) % (1 << 64)} if base else {}
 
-    def base(self, row: Row, word: int) -> str:
+    def reached(self, case: Case, row: Row, word: int) -> int:
         """See Words."""
-        number = _STACK
-        if "rs1" in row.fields:
-            number = row.fields["rs1"].get(word)
-        elif "rs1c" in row.fields:
-            number = 8 + row.fields["rs1c"].get(word)
-        return f"x{number}" if number else ""
+        return (self.value(case, f"x{_base(row, word)}") + _offset(row, word)) % (1 << 64)
 
     def rule(self, name: str, kind: str) -> str:
         """See Forms."""
@@ -114,3 +114,15 @@ class Table(Words):
         if row and row.access.startswith("mem"):
             return 'an address that is not aligned is reached, or raises an exception (chapter "RV32I", Load and Store)'
         return ""
+
+
+def _base(row: Row, word: int) -> int:
+    """The register that an address begins with."""
+    if "rs1" in row.fields:
+        return row.fields["rs1"].get(word)
+    return 8 + row.fields["rs1c"].get(word) if "rs1c" in row.fields else _STACK
+
+
+def _offset(row: Row, word: int) -> int:
+    moved = row.fields.get("simm") or row.fields.get("uimm")
+    return moved.get(word) if moved else 0

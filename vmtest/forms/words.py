@@ -19,6 +19,7 @@ UNPREDICTABLE = " (unpredictable)"
 """What follows the form of a word that the manual says nothing certain of."""
 OF_A_MODE = frozenset({"privileged", "system", "csr", "debug", "waits"})
 """Of the tables' ``!`` options those whose rows do what the mode lets them."""
+EDGES = CODE, CODE + PAGE, DATA, DATA + DATA_SIZE
 RESERVED = 1 / 32
 """Share of the words that are drawn without a look at what the table says is none: for the decoders."""
 
@@ -52,8 +53,12 @@ class Words(Forms):
         """What a word that has an ``@`` becomes, so that it gets somewhere, and the registers that it needs for it."""
 
     @abstractmethod
-    def base(self, row: Row, word: int) -> str:
-        """The register that a word of a row with an ``@`` has an address in, "" for the one that is zero."""
+    def reached(self, case: Case, row: Row, word: int) -> int:
+        """The address that a word of a row with an ``@`` and a size reaches, with the registers of the case."""
+
+    def value(self, case: Case, register: str) -> int:
+        """What a register of the case begins with; one that there is not is zero."""
+        return int.from_bytes(case.state[self.isa.places.get(register, slice(0))], "little")
 
     def find(self, word: int, size: int) -> Row | None:
         """The row of a word, None where there is none."""
@@ -115,23 +120,29 @@ class Words(Forms):
 
     def privileged(self, case: Case) -> bool:
         """See Forms."""
-        return any(row is not None and row.banned in OF_A_MODE for row, _ in self._rows_of(case))
+        return any(row is not None and row.banned in OF_A_MODE for row, _ in self.rows_of(case))
 
     def causes(self, case: Case) -> frozenset[str]:
         """See Forms. Addresses are those that the case begins with."""
         found = {"privileged"} if self.privileged(case) else set[str]()
-        for row, word in self._rows_of(case):
-            if row is None or not row.access.startswith(self.aligned):
+        for row, word in self.rows_of(case):
+            kind, _, size = row.access.partition(":") if row else ("", "", "")
+            if row is None or not size or kind == "literal":
                 continue
-            place = self.isa.places.get(self.base(row, word), slice(0))
-            if int.from_bytes(case.state[place], "little") % int(row.access.partition(":")[2]):
+            at = self.reached(case, row, word)
+            if kind == self.aligned and at % int(size):
                 found.add("misaligned")
-        *_, last = self.decode(case.code)
-        if last.size < self.length(case.code[-last.size]):
+            if any(at < edge < at + int(size) for edge in EDGES):
+                found.add("over an edge")
+        decoded = self.decode(case.code)
+        if decoded[-1].size < self.length(case.code[-decoded[-1].size]):
             found.add("cut off")
+        if any(one.form == BAD for one in decoded):
+            found.add("no instruction")
         return frozenset(found)
 
-    def _rows_of(self, case: Case) -> Iterable[tuple[Row | None, int]]:
+    def rows_of(self, case: Case) -> Iterable[tuple[Row | None, int]]:
+        """Row and word of each instruction of a case; None for what is none."""
         at = 0
         for form, size in self.decode(case.code):
             yield self.rows.get(form.removesuffix(UNPREDICTABLE)), int.from_bytes(case.code[at : at + size], "little")

@@ -32,6 +32,8 @@ _DOUBLES = (
     0, 1 << 63, 0x3FF0000000000000, 0x7FF0000000000000, 0xFFF0000000000000, 0x7FF8000000000000, 0x7FF4000000000000, 1,
     0x7FEFFFFFFFFFFFFF, 0x41DFFFFFFFC00000,
 )  # fmt: skip
+_KEPT = {"ftw": b"\x0f"}
+"""Half of the x87 stack is in use, so that it is neither full for what loads nor empty for what computes."""
 _POOL = 512
 BLOCKS, EPOCH = 1024, 64
 """How many values of a block of registers there are to draw from, and after how many chunks there are others."""
@@ -128,9 +130,11 @@ class Generator:
         return self._with_state(random, draft._replace(code=mutated(random, draft.code)[: self.isa.code_most]))
 
     def _checked(self, random: Random, make: Callable[[], Case]) -> Case:
-        """The first that has no banned instruction in it."""
+        """The first that begins where an instruction may, and has no banned one in it."""
         while True:
             case = make()
+            if len(case.code) % self._forms.step:
+                continue
             decoded = self._forms.decode(case.code, case.start)
             if not any(one.form in self._banned for one in decoded):
                 return case
@@ -171,7 +175,10 @@ def _blocks(isa: Isa, random: Random) -> list[list[bytes]]:
     found = []
     for _, several in groupby(isa.registers, key=lambda register: register.kind):
         registers = list(several)
-        pools = [[isa.default[isa.places[r.name]]] if _is_kept(r) else values_of(r.size) for r in registers]
+        pools = [
+            [_KEPT.get(r.name, isa.default[isa.places[r.name]])] if _is_kept(r) else values_of(r.size)
+            for r in registers
+        ]
         masks = [isa.fixed.get(register.name) for register in registers]
         block = []
         for _ in range(BLOCKS):

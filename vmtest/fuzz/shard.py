@@ -18,6 +18,9 @@ from vmtest.model.case import Case, Outcome
 
 __all__ = ["Chunk", "Shard"]
 
+ENDLESS = 8
+"""Simpler cases that may turn out to be endless loops, each of which takes as long as a thousand others."""
+
 
 @dataclass(kw_only=True)
 class Chunk:
@@ -121,16 +124,26 @@ class Shard:
 
     def _keys(self, cases: Sequence[Case], key: Key) -> list[Sequence[Key]]:
         """The clusters of each case, as far as the two executors of ``key`` tell."""
-        if not cases:
-            return []
-        outcomes = self._fleet.run(cases, key.pair.split("/"))
+        return self._judged(cases, self._fleet.run(cases, key.pair.split("/"))) if cases else []
+
+    def _judged(self, cases: Sequence[Case], outcomes: Mapping[str, Sequence[Outcome]]) -> list[Sequence[Key]]:
         return [
             self._judge.judge(case, {name: several[at] for name, several in outcomes.items()}).keys
             for at, case in enumerate(cases)
         ]
 
     def _finding(self, case: Case, key: Key, number: int) -> Finding:
-        small = minimise(case, lambda cases: [key in keys for keys in self._keys(cases, key)])
+        endless = 0
+
+        def same(cases: Sequence[Case]) -> list[bool]:
+            nonlocal endless
+            if endless > ENDLESS:
+                return [False] * len(cases)
+            outcomes = self._fleet.run(cases, key.pair.split("/"))
+            endless += sum(outcome.status == "timeout" for several in outcomes.values() for outcome in several)
+            return [key in keys for keys in self._judged(cases, outcomes)]
+
+        small = minimise(case, same)
         outcomes: dict[str, Outcome] = {name: several[0] for name, several in self._fleet.run([small]).items()}
         return Finding(
             key=key,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 from vmtest.errors import UsageError
@@ -42,7 +41,12 @@ class Case:
     @property
     def start(self) -> int:
         """The address of its first instruction."""
-        return self.isa.code + PAGE - len(self.code)
+        return self.end - len(self.code)
+
+    @property
+    def end(self) -> int:
+        """The address behind its last one, where nothing is."""
+        return self.isa.code + PAGE
 
     @property
     def window(self) -> bytes:
@@ -84,14 +88,14 @@ class Case:
 
     def pack(self) -> bytes:
         """As bytes, of which those who know the instruction set can make it again."""
-        return self._packed
-
-    @cached_property
-    def _packed(self) -> bytes:  # by each executor that runs it
-        head = _CASE.pack(len(self.code), len(self.memory)) + self.code + self.state
-        if not self.memory:
-            return head
-        return head + b"".join([_PATCH.pack(at, len(data)) + data for at, data in self.memory])
+        # Each executor that runs it asks, and cached_property takes as long as to pack anew.
+        kept: bytes | None = self.__dict__.get("_packed")
+        if kept is None:
+            kept = _CASE.pack(len(self.code), len(self.memory)) + self.code + self.state
+            for at, data in self.memory:
+                kept += _PATCH.pack(at, len(data)) + data
+            self.__dict__["_packed"] = kept
+        return kept
 
     @classmethod
     def unpack(cls, row: Isa, data: bytes, at: int) -> tuple[Self, int]:
@@ -144,28 +148,33 @@ class Outcome(NamedTuple):
         return head + b"".join([_PATCH.pack(at, len(data)) + data for at, data in writes]) if writes else head
 
     @classmethod
-    def unpack(cls, row: Isa, data: bytes, at: int) -> tuple[Outcome, int]:
-        """The outcome whose bytes begin ``at``, and where they end."""
-        index, known, vector, error, address, end, patches = _OUTCOME.unpack_from(data, at)
-        at += _OUTCOME.size
-        index, signal = index & 7, index >> 3
-        after = at + (row.size if index < 2 else 0)
-        state = data[at:after]
-        writes: tuple[Patch, ...] = ()
-        if patches:
-            writes, after = _patches(data, after, patches)
-        told = (
-            STATUSES[index],
-            state,
-            writes,
-            end if known & 8 else None,
-            vector if known & 1 else None,
-            error if known & 2 else None,
-            address if known & 4 else None,
-            signal,
-            0 if index != _DECODED else error,
-        )
-        return tuple.__new__(cls, told), after  # in a third of the time that NamedTuple's own takes
+    def unpack(cls, row: Isa, data: bytes, number: int) -> list[Outcome]:
+        """So many outcomes, whose bytes follow each other."""
+        found, at, size = [], 0, row.size
+        for _ in range(number):
+            index, known, vector, error, address, end, patches = _OUTCOME.unpack_from(data, at)
+            at += _OUTCOME.size
+            index, signal = index & 7, index >> 3
+            state = b""
+            writes: tuple[Patch, ...] = ()
+            if index < 2:
+                state = data[at : at + size]
+                at += size
+            if patches:
+                writes, at = _patches(data, at, patches)
+            told = (
+                STATUSES[index],
+                state,
+                writes,
+                end if known & 8 else None,
+                vector if known & 1 else None,
+                error if known & 2 else None,
+                address if known & 4 else None,
+                signal,
+                error if index == _DECODED else 0,
+            )
+            found.append(tuple.__new__(cls, told))  # in a third of the time that NamedTuple's own takes
+        return found
 
     def as_dict(self, row: Isa) -> dict[str, Any]:
         """For JSON: registers by name, bytes as hex; what does not apply is left out."""
