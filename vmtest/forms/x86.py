@@ -71,7 +71,7 @@ class Table(Forms):
         """See Forms."""
         template = self._templates.get(name)
         if template is None:
-            template = self._templates[name] = Template(self._codes[name], self._bits)
+            template = self._templates[name] = Template(self._codes[name], self._bits, self.isa.data)
         return template.make(random)
 
     def _decoded(self, code: bytes, start: int) -> list[Decoded]:
