@@ -52,9 +52,10 @@ def outcomes(draw: st.DrawFn, row: Isa) -> Outcome:
         writes=tuple(draw(st.lists(st.tuples(st.integers(0, DATA_SIZE - 9), st.binary(max_size=9)), max_size=2))),
         end=draw(number),
         vector=draw(number),
-        error=draw(number),
+        error=draw(number) if status != "decoded" else None,
         address=draw(number),
         signal=draw(st.integers(0, 31)),
+        begins=draw(st.integers(0, (1 << 64) - 1)) if status == "decoded" else 0,
     )
 
 

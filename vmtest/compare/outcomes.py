@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from vmtest.compare.decoding import decoding
 from vmtest.compare.pairs import masked_error, undefined_after
 from vmtest.forms import forms
 from vmtest.model.case import Case, Outcome
@@ -64,6 +65,8 @@ def aspects(
     rows.append(row("error code", "", lambda o: _hex(masked_error(case.isa.name, o))))
     rows.append(row("address", "", lambda o: _hex(o.address)))
     rows.append(row("end", "", lambda o: _place(o.end, case.start)))
+    if any(outcome.status == "decoded" for outcome in outcomes.values()):
+        rows.append(Aspect(name="decoding", began="", values=decoding(case, outcomes)))
     if not alike:
         return rows
     for register in case.isa.registers:
@@ -100,7 +103,7 @@ def _comparable(outcome: Outcome) -> bool:
 
 
 def _status(outcome: Outcome) -> str | None:
-    if outcome.status == "unsupported":
+    if outcome.status in ("unsupported", "decoded"):
         return None
     return f"died of signal {outcome.signal}" if outcome.status == "died" else outcome.status
 

@@ -64,9 +64,9 @@ def difference(case: Case, one: Outcome, other: Outcome, blind: Collection[str] 
     """What differs, and None where nothing does that counts. ``blind`` are the groups of registers that one of the two
     executors does not tell.
 
-    What one cannot run or does not tell is no difference.
+    What one cannot run or does not tell is no difference, nor what a decoder says: that is for vmtest.compare.decoding.
     """
-    if one == other or "unsupported" in (one.status, other.status):
+    if one == other or {"unsupported", "decoded"} & {one.status, other.status}:
         return None
     if one.status != other.status:
         ended = next((kind for kind in ("died", "timeout") if kind in (one.status, other.status)), "exception")

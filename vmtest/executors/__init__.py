@@ -17,6 +17,8 @@ from vmtest.model.isa import isa as isa_of
 
 __all__ = ["EXECUTORS", "Executor", "Fleet", "available", "executor", "fleet"]
 
+_ALL = ("x86_64", "x86_32", "x86_16", "aarch64", "arm", "thumb", "riscv64", "riscv32", "mips32")
+
 EXECUTORS: dict[str, Row] = {
     row.name: row
     for row in (
@@ -24,7 +26,7 @@ EXECUTORS: dict[str, Row] = {
             name="unicorn",
             what="the Unicorn library: TCG of QEMU 5.0 without a machine around it",
             module="vmtest.executors.unicorn",
-            isas=("x86_64", "x86_32", "x86_16", "aarch64", "arm", "thumb", "riscv64", "riscv32", "mips32"),
+            isas=_ALL,
             blind=("avx",),
         ),
         Row(
@@ -68,6 +70,27 @@ EXECUTORS: dict[str, Row] = {
             rank=2,
             bulk=False,
         ),
+        Row(
+            name="capstone",
+            what="the Capstone library: it decodes only",
+            module="vmtest.executors.capstone",
+            isas=_ALL,
+            decodes=True,
+        ),
+        Row(
+            name="iced",
+            what="the iced-x86 library: it decodes only",
+            module="vmtest.executors.iced",
+            isas=("x86_64", "x86_32", "x86_16"),
+            decodes=True,
+        ),
+        Row(
+            name="llvm",
+            what="LLVM's library: it decodes only",
+            module="vmtest.executors.llvm",
+            isas=_ALL,
+            decodes=True,
+        ),
     )
 }
 
@@ -85,7 +108,7 @@ def executor(name: str, isa: Isa) -> Executor:
         takes = f"it takes {row.argument}: {plain}:ARGUMENT" if row.argument else f"{plain} takes no argument"
         raise UsageError(f"{name!r} is no executor", hint=takes)
     if isa.name not in row.isas:
-        able = [other.name for other in EXECUTORS.values() if isa.name in other.isas]
+        able = [other.name for other in EXECUTORS.values() if isa.name in other.isas and not other.decodes]
         raise UsageError(f"{plain} does not run {isa.name}", hint=f"these do: {', '.join(able)}")
     return Executor(row, isa, argument)
 
@@ -94,7 +117,7 @@ def available(isa_name: str, *, bulk: bool = False) -> list[str]:
     """The executors that can run an instruction set on this host; with ``bulk`` those that are fast enough for many
     cases, and the one that is believed most.
     """
-    rows = [row for row in EXECUTORS.values() if isa_name in row.isas]
+    rows = [row for row in EXECUTORS.values() if isa_name in row.isas and not (bulk and row.decodes)]
     able = [row for row in rows if not import_module(row.module).lacks(isa_of(isa_name))]
     most = min((row.rank for row in able), default=0)
     return [row.name for row in able if row.bulk or row.rank == most or not bulk]

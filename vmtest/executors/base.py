@@ -71,8 +71,9 @@ class Row:
 
     ``environment`` is what its worker process is started with. ``blind`` are the groups of registers (Register.group)
     that it neither sets nor tells. ``rank`` is whom to believe where two differ: the lower one. ``bulk`` says that it
-    runs cases by the thousand, and is taken where none is named. ``argument`` is what may follow its name after a
-    colon, "" for nothing; the functions and the Engine take that as a second argument then.
+    runs cases by the thousand, and is taken where none is named; one that ``decodes`` runs nothing, and never is.
+    ``argument`` is what may follow its name after a colon, "" for nothing; the functions and the Engine take that as a
+    second argument then.
     """
 
     name: str
@@ -83,5 +84,6 @@ class Row:
     blind: tuple[str, ...] = ()
     rank: int = 5
     bulk: bool = True
+    decodes: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     argument: str = ""

@@ -97,6 +97,10 @@ class Forms:
         """Whether an instruction of the case is not for user mode."""
         return False
 
+    def jumps(self, case: Case) -> bool:
+        """Whether an instruction of the case may go on elsewhere than behind itself; also where that is not known."""
+        return True
+
     def causes(self, case: Case) -> frozenset[str]:
         """What of the case may lead to an exception that not every executor knows: words that vmtest.compare.limits
         has, such as "misaligned".

@@ -72,7 +72,7 @@ class Table(Forms):
         """See Forms."""
         template = self._templates.get(name)
         if template is None:
-            template = self._templates[name] = Template(self._codes[name], self._bits)
+            template = self._templates[name] = Template(self._codes[name], self._bits, self.isa.data)
         return template.make(random)
 
     def _decoded(self, code: bytes, start: int) -> list[Decoded]:
@@ -128,6 +128,11 @@ class Table(Forms):
     def privileged(self, case: Case) -> bool:
         """See Forms."""
         return any(one.is_privileged for one in self._decoded(case.code, case.start))
+
+    def jumps(self, case: Case) -> bool:
+        """See Forms."""
+        stays = (FlowControl.NEXT, FlowControl.EXCEPTION)
+        return any(one.flow_control not in stays for one in self._decoded(case.code, case.start))
 
     def undefined(self, case: Case) -> Mapping[str, int]:
         """See Forms. Source: Intel SDM, volume 1, appendix A, by iced-x86's ``rflags_undefined``, and UNDEFINED."""

@@ -9,7 +9,7 @@ from iced_x86 import EncodingKind, FlowControl, InstructionInfoFactory, MemorySi
 from iced_x86 import Mnemonic as M
 
 from vmtest.model.case import Case
-from vmtest.model.isa import DATA, DATA_SIZE
+from vmtest.model.isa import DATA_SIZE
 
 __all__ = ["accesses", "register_value", "target"]
 
@@ -59,7 +59,7 @@ def target(case: Case, one: Any) -> int | None:
         return None
     if one.op_count and one.op0_kind == OpKind.REGISTER:
         return register_value(case, one.op0_register)
-    address = next((address for address, _, _ in accesses(case, one)), 0) - DATA
+    address = next((address for address, _, _ in accesses(case, one)), 0) - case.isa.data
     return int.from_bytes(case.window[address : address + 8], "little") if 0 <= address <= DATA_SIZE - 8 else None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from iced_x86 import EncodingKind, MandatoryPrefix, OpCodeInfo, OpCodeOperandKind, OpCodeTableKind
 
 from vmtest.forms.base import Draft
-from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE
+from vmtest.model.isa import CODE, DATA_SIZE, PAGE
 
 __all__ = ["Template"]
 
@@ -52,10 +52,10 @@ _EDGES = (0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 63, 64, 0x7F, 0x80, 0xFE, 0xFF)
 class Template:
     """One form, ready to be made many times."""
 
-    def __init__(self, code: Any, bits: int) -> None:
+    def __init__(self, code: Any, bits: int, data: int) -> None:
         info = OpCodeInfo(code)
         kinds = [_KIND[info.op_kind(number)] for number in range(info.op_count)]
-        self._bits, self._most = bits, (1 << max(bits, 32)) - 1
+        self._data, self._bits, self._most = data, bits, (1 << max(bits, 32)) - 1
         letter = "r" if bits == 64 else "e"
         self._names = [*(letter + name for name in _NAMES), *(f"r{number}" for number in range(8, 16))]
         self._info = info
@@ -100,7 +100,7 @@ class Template:
     def make(self, random: Random) -> Draft:
         """See Forms.make."""
         drawn = random.getrandbits(64)
-        registers = {self._names[number]: _address(random) for number in self._pointers}
+        registers = {self._names[number]: self._address(random) for number in self._pointers}
         # Zeros are the simplest one, for hypothesis: registers, and no prefix.
         in_memory = self._modrm and (drawn & 0xFF) >= 256 * (1 - self._memory_share)
         extend = drawn >> 8 & 7 if self._bits == 64 else 0  # R, X and B, the fourth bits of register numbers
@@ -112,7 +112,7 @@ class Template:
         body = self._build(drawn >> 24, extend, in_memory)
         tail = b"".join([self._immediate(random, size) for size in self._immediates])
         if self._offset:
-            tail = _address(random).to_bytes((self._info.address_size or self._bits) // 8, "little")
+            tail = self._address(random).to_bytes((self._info.address_size or self._bits) // 8, "little")
         code = body + operand + tail
         if self._info.encoding == EncodingKind.D3NOW:  # whose opcode comes last
             code = body[:-1] + operand + body[-1:]
@@ -171,7 +171,7 @@ class Template:
     def _memory(self, random: Random, reg: int, extend: int, registers: dict[str, int]) -> bytes:
         """ModRM, SIB and displacement of an operand in memory, mostly in the data window."""
         drawn = random.getrandbits(32)
-        address, way = _address(random), drawn & 15
+        address, way = self._address(random), drawn & 15
         if way == 0 and not self._sib:  # relative to the end of the code, or absolute
             at = address - (CODE + PAGE) if self._bits == 64 else address
             return bytes((reg << 3 | 5,)) + (at % (1 << 32)).to_bytes(4, "little")
@@ -204,12 +204,11 @@ class Template:
         edge = _EDGES[drawn >> 4]
         return (edge if drawn & 2 else -edge).to_bytes(8, "little", signed=True)[:size] if size else b""
 
-
-def _address(random: Random) -> int:
-    """In the data window, aligned in most cases; now and then so that what is there crosses its end."""
-    drawn = random.getrandbits(16)
-    if drawn & 15 == 0:
-        return DATA + DATA_SIZE - (drawn >> 4 & 31)
-    if drawn & 15 < 3:
-        return DATA + 0x100 + (drawn >> 4)
-    return DATA + 0x100 + (drawn >> 4 & ~63)
+    def _address(self, random: Random) -> int:
+        """In the data window, aligned in most cases; now and then so that what is there crosses its end."""
+        drawn = random.getrandbits(16)
+        if drawn & 15 == 0:
+            return self._data + DATA_SIZE - (drawn >> 4 & 31)
+        if drawn & 15 < 3:
+            return self._data + 0x100 + (drawn >> 4)
+        return self._data + 0x100 + (drawn >> 4 & ~63)

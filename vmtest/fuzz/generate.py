@@ -10,7 +10,7 @@ from random import Random
 from vmtest.errors import UsageError
 from vmtest.forms import Draft, forms
 from vmtest.model.case import Case, Patch
-from vmtest.model.isa import CODE, DATA, PAGE, Isa, Register
+from vmtest.model.isa import CODE, DATA, DATA_SIZE, PAGE, Isa, Register
 
 __all__ = ["CHUNK", "EDGES", "SOURCES", "Generator", "select", "values_of"]
 
@@ -164,7 +164,8 @@ class Generator:
 
     def _memory(self, random: Random, draft: Draft) -> tuple[Patch, ...]:
         """Something to read where its addresses are."""
-        places = {value - DATA & ~63 for value in draft.registers.values() if DATA <= value < DATA + 2 * PAGE}
+        data = self.isa.data
+        places = {value - data & ~63 for value in draft.registers.values() if data <= value < data + DATA_SIZE}
         if not places:
             return ()
         return tuple((at, random.choice(self._window)) for at in sorted(places))
@@ -176,7 +177,7 @@ def _blocks(isa: Isa, random: Random) -> list[list[bytes]]:
     for _, several in groupby(isa.registers, key=lambda register: register.kind):
         registers = list(several)
         pools = [
-            [_KEPT.get(r.name, isa.default[isa.places[r.name]])] if _is_kept(r) else values_of(r.size)
+            [_KEPT.get(r.name, isa.default[isa.places[r.name]])] if _is_kept(isa, r) else values_of(r.size)
             for r in registers
         ]
         masks = [isa.fixed.get(register.name) for register in registers]
@@ -192,9 +193,9 @@ def _blocks(isa: Isa, random: Random) -> list[list[bytes]]:
     return found
 
 
-def _is_kept(register: Register) -> bool:
+def _is_kept(isa: Isa, register: Register) -> bool:
     """Whether it begins as it always does: the control of floating point, and the stack pointer."""
-    return register.kind == "fp status" or DATA <= register.value < DATA + 2 * PAGE
+    return register.kind == "fp status" or isa.data <= register.value < isa.data + DATA_SIZE
 
 
 def mutated(random: Random, code: bytes) -> bytes:

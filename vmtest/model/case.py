@@ -107,19 +107,25 @@ class Case:
         return cls(isa=row, code=code, state=state, memory=memory), at
 
 
-STATUSES = ("ok", "exception", "unsupported", "timeout", "died")
+STATUSES = ("ok", "exception", "unsupported", "timeout", "died", "decoded")
+_DECODED = STATUSES.index("decoded")
 
 
 class Outcome(NamedTuple):
     """How a case went.
 
     ``status`` is "ok" (it came to its end), "exception", "unsupported" (the executor cannot run it, which says nothing
-    of the machine), "timeout", or "died" (the executor crashed: ``signal`` is by which signal). Only the first two have
-    a ``state`` and ``writes`` (to the data window: what differs from what it began with).
+    of the machine), "timeout", "died" (the executor crashed: ``signal`` is by which signal), or "decoded" (by what runs
+    nothing). Only the first two have a ``state`` and ``writes`` (to the data window: what differs from what it began
+    with).
 
     ``end`` is the address of the instruction that was next, or that raised the exception; ``vector`` is the exception
     as the instruction set numbers it, ``error`` its error code and ``address`` the address whose access failed. Each is
     None where there is none, or the executor cannot tell.
+
+    Of a decoder ``begins`` has a bit for each byte of the code where an instruction begins. ``end`` is where it
+    stopped, behind the code or at what is no instruction; if that is one which is cut off, ``address`` is the code's
+    end.
     """
 
     status: str
@@ -130,13 +136,14 @@ class Outcome(NamedTuple):
     error: int | None = None
     address: int | None = None
     signal: int = 0
+    begins: int = 0
 
     def pack(self) -> bytes:
         """As bytes, of which those who know the instruction set can make it again."""
-        status, state, writes, end, vector, error, address, signal = self
+        status, state, writes, end, vector, error, address, signal, begins = self
         known = (vector is not None) | (error is not None) << 1 | (address is not None) << 2 | (end is not None) << 3
         index = STATUSES.index(status)
-        told = (vector or 0, error or 0, address or 0, end or 0)
+        told = (vector or 0, error or begins, address or 0, end or 0)  # a decoder tells no error code
         head = _OUTCOME.pack(index | signal << 3, known, *told, len(writes)) + (state if index < 2 else b"")
         return head + b"".join([_PATCH.pack(at, len(data)) + data for at, data in writes]) if writes else head
 
@@ -164,6 +171,7 @@ class Outcome(NamedTuple):
                 error if known & 2 else None,
                 address if known & 4 else None,
                 signal,
+                error if index == _DECODED else 0,
             )
             found.append(tuple.__new__(cls, told))  # in a third of the time that NamedTuple's own takes
         return found
@@ -175,7 +183,7 @@ class Outcome(NamedTuple):
             found["registers"] = row.values(self.state)
             found["writes"] = {f"{at:#x}": data.hex() for at, data in self.writes}
         told = {"end": self.end, "vector": self.vector, "error": self.error, "address": self.address}
-        told["signal"] = self.signal or None
+        told |= {"signal": self.signal or None, "begins": self.begins or None}
         return found | {name: value for name, value in told.items() if value is not None}
 
 

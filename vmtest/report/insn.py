@@ -18,7 +18,7 @@ def side_by_side(
 ) -> tuple[str, bool]:
     """The table of what changes or differs, and whether a difference counts. ``blind`` as for ``aspects``."""
     rows = aspects(case, outcomes, blind)
-    shown = [_cells(row) for row in rows if row.name == "status" or row.changes or row.differs]
+    shown = [_cells(row, outcomes) for row in rows if row.name == "status" or row.changes or row.differs]
     known, lines = forms(case.isa.name), [str(case)]
     lines.append("; ".join(known.text(case.code, case.start)))
     undefined = [f"{name} {_bits(case, name, mask)}" for name, mask in known.undefined(case).items()]
@@ -40,7 +40,7 @@ def _bits(case: Case, name: str, mask: int) -> str:
     return f"{mask % (1 << 8 * (place.stop - place.start)):#x}"
 
 
-def _cells(row: Aspect) -> list[str]:
+def _cells(row: Aspect, outcomes: Mapping[str, Outcome]) -> list[str]:
     mark = "!= " if row.differs and not row.excused else ""
-    blank = "unsupported" if row.name == "status" else ""
-    return [mark + row.name, row.began, *(blank if value is None else value for value in row.values.values())]
+    said = {who: outcomes[who].status if row.name == "status" else "" for who in row.values}
+    return [mark + row.name, row.began, *(said[who] if value is None else value for who, value in row.values.items())]
