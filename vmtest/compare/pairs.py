@@ -20,7 +20,7 @@ __all__ = ["KINDS", "MASKED", "Difference", "difference", "masked_error", "undef
 
 KINDS = (
     "died", "timeout", "exception", "error code", "address", "end", "memory", "registers", "vectors", "x87", "flags",
-    "fp status",
+    "fp status", "decoding",
 )  # fmt: skip
 """What can differ, the first that does being what a difference is called: those behind it follow from it."""
 

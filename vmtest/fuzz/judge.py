@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from vmtest.compare.decoding import decoding
 from vmtest.compare.limits import Limit, limit
 from vmtest.compare.pairs import Difference, difference
 from vmtest.executors import Fleet
@@ -36,27 +37,37 @@ class Judge:
 
     def judge(self, case: Case, outcomes: Mapping[str, Outcome]) -> Verdict:
         """Each executor against the first of those that could run it, in the order in which they are believed."""
-        able = [name for name in self._names if name in outcomes and outcomes[name].status != "unsupported"]
-        if len(able) < 2:
-            return Verdict(able, (), ())
+        told = [name for name in self._names if name in outcomes and outcomes[name].status != "unsupported"]
+        able = [name for name in told if outcomes[name].status != "decoded"]
         found = self._differing(case, outcomes, able)
-        if not found:
-            return Verdict(able, (), ())
+        wrong = self._wrong_decoders(case, outcomes) if len(able) < len(told) else {}
+        if not found and not wrong:
+            return Verdict(told, (), ())
         decoded = [one.form for one in self._forms.decode(case.code, case.start)]
         having = self._survey.able(needed(self._isa, decoded))
         if not set(able) <= set(having):  # what an executor does not claim to have says nothing of it
             able = [name for name in able if name in having]
             found = self._differing(case, outcomes, able)
-        keys, limits = [], []
+            wrong = {name: who for name, who in wrong.items() if who in able}
+        form, keys, limits = " ; ".join(decoded), list[Key](), list[Limit]()
         for name, what in found.items():
-            pair = (name, able[0])
-            known = limit(case, what, pair, (outcomes[name], outcomes[able[0]]))
+            known = limit(case, what, (name, able[0]), (outcomes[name], outcomes[able[0]]))
             if known:
                 limits.append(known)
             else:
-                labels = [self._labels[one] for one in pair]
-                keys.append(Key(self._isa, " ; ".join(decoded), what.kind, *labels))
-        return Verdict(able, keys, limits)
+                keys.append(Key(self._isa, form, what.kind, self._labels[name], self._labels[able[0]]))
+        for name, who in wrong.items():
+            keys.append(Key(self._isa, form, "decoding", self._labels[name], self._labels[who]))
+        return Verdict(told, keys, limits)
+
+    def _wrong_decoders(self, case: Case, outcomes: Mapping[str, Outcome]) -> Mapping[str, str]:
+        """By decoder that contradicts what happened, the executor that has shown it."""
+        said = decoding(case, outcomes)
+        ran = next((who for who in self._names if said.get(who) and outcomes[who].status != "decoded"), None)
+        if ran is None:
+            return {}
+        decoders = [who for who in self._names if who in outcomes and outcomes[who].status == "decoded"]
+        return {who: ran for who in decoders if said[who] is not None and said[who] != said[ran]}
 
     def _differing(self, case: Case, outcomes: Mapping[str, Outcome], able: Sequence[str]) -> Mapping[str, Difference]:
         found: dict[str, Difference] = {}

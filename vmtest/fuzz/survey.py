@@ -37,7 +37,11 @@ def survey(fleet: Fleet, names: Sequence[str]) -> Survey:
     known = forms(fleet.isa.name)
     if not names:
         return Survey(names=(), features={name: frozenset() for name in fleet.names}, excluded={})
-    features = {name: known.said(outcomes) for name, outcomes in fleet.run(known.probes()).items()}
+    everything = frozenset(feature for name in names for feature in known.features(name))
+    features = {
+        name: everything if outcomes[0].status == "decoded" else known.said(outcomes)
+        for name, outcomes in fleet.run(known.probes()).items()
+    }
     found = Survey(names=names, features=features, excluded={})
     excluded: Counter[str] = Counter()
     having = []

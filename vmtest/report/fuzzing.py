@@ -24,7 +24,10 @@ def heading(report: Report) -> str:
     plan, excluded = report.plan, report.survey.excluded
     lines = [f"{name}: {what}" for name, what in report.executors.items()]
     if plan.names or excluded:
-        lines.append(f"{len(plan.names):,} forms of {plan.isa} are made; {sum(excluded.values()):,} are not:")
+        left_out = sum(excluded.values())
+        lines.append(
+            f"{len(plan.names):,} forms of {plan.isa} are made" + (f"; {left_out:,} are not:" if left_out else "")
+        )
         several = sorted(excluded.items(), key=lambda item: -item[1])
         lines += [f"  {number:5,}  {why}" for why, number in several[:6]]
         if rest := several[6:]:
