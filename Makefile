@@ -12,7 +12,7 @@ SHELL  := /bin/bash -o pipefail
 NEEDED := qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm \
           qemu-system-riscv64=qemu-system-misc setpriv=util-linux dpkg-deb=dpkg
 # What only the suite needs: real peers for its tests.
-PEERS  := qemu-ga=qemu-guest-agent busybox=busybox-static qemu-img=qemu-utils cpio=cpio
+PEERS  := qemu-ga=qemu-guest-agent busybox=busybox-static qemu-img=qemu-utils cpio=cpio llvm-mc=llvm
 
 IMAGES := linux-x86_64 linux-aarch64 linux-riscv64
 

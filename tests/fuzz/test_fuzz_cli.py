@@ -88,6 +88,21 @@ def test_every_death_is_survived(tmp_path: Path) -> None:
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())]
 
 
+def test_decoders_and_limits(tmp_path: Path) -> None:
+    """A decoder that contradicts the CPU is a cluster; what follows from a known limit of Unicorn is counted apart."""
+
+    def clusters(*args: str) -> tuple[set[tuple[str, str, str]], dict[str, int]]:
+        common = ("--seed", "1", "--cases", "2048", "--findings", str(tmp_path), "--json")
+        *_, end = map(json.loads, _vmtest("fuzz", "insn", *args, *common, code=1).stdout.splitlines())
+        return {(one["form"], one["kind"], one["who"]) for one in end["clusters"]}, end["limits"]
+
+    found, _ = clusters("--executors", "native,capstone", "--forms", "lfence_*")
+    assert ("lfence_e9", "decoding", "capstone") in found
+    found, limits = clusters(*PAIR, "--forms", "movaps_xmm_xmmm128")
+    assert "movaps_xmm_xmmm128" not in {form for form, _, _ in found}
+    assert limits["unicorn: it does not check that operands of SSE are aligned"] > 0
+
+
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_interrupted(tmp_path: Path, jobs: str) -> None:
     """Ctrl-C ends a run as its time does: what was found until then is told. Killed, it leaves no process."""

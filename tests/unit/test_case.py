@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,6 +66,25 @@ def test_outcomes_as_bytes(several: list[Outcome]) -> None:
     """Outcomes one after the other as bytes are the same again: what is unknown stays unknown, and 0 stays 0."""
     data = b"".join(outcome.pack() for outcome in several)
     assert Outcome.unpack(ISAS["riscv64"], data, len(several)) == several
+
+
+@given(outcomes(ISAS["riscv64"]))
+def test_outcomes_as_json(outcome: Outcome) -> None:
+    """An outcome is the same again after JSON; what was written is told with a state."""
+    row = ISAS["riscv64"]
+    expected = outcome if outcome.state else outcome._replace(writes=())
+    places = [at for at, _ in outcome.writes]
+    if len(set(places)) == len(places):  # as of those that executors tell
+        assert Outcome.of_dict(row, json.loads(json.dumps(outcome.as_dict(row)))) == expected
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"status": "fine"}, {"status": "ok", "registers": 5}, {"status": "ok", "end": "x"}]
+)
+def test_no_outcome(data: dict[str, object]) -> None:
+    """What is no outcome is a UsageError."""
+    with pytest.raises(UsageError):
+        Outcome.of_dict(ISAS["riscv64"], data)
 
 
 @pytest.mark.parametrize(

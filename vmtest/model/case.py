@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -185,6 +186,23 @@ class Outcome(NamedTuple):
         told = {"end": self.end, "vector": self.vector, "error": self.error, "address": self.address}
         told |= {"signal": self.signal or None, "begins": self.begins or None}
         return found | {name: value for name, value in told.items() if value is not None}
+
+    @classmethod
+    def of_dict(cls, row: Isa, data: Mapping[str, Any]) -> Self:
+        """What ``as_dict`` has made. Raises UsageError for anything else."""
+        try:
+            state = row.state(data["registers"]) if "registers" in data else b""
+            writes = tuple((number(at), hexadecimal(found)) for at, found in data.get("writes", {}).items())
+            told = {
+                name: int(data[name])
+                for name in ("end", "vector", "error", "address", "signal", "begins")
+                if name in data
+            }
+            if data["status"] not in STATUSES:
+                raise UsageError(f"an outcome is none of {', '.join(STATUSES)}: {data['status']!r}")
+            return cls(data["status"], state, writes, **told)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"this is no outcome: {error!r}") from None
 
 
 def _patches(data: bytes, at: int, number: int) -> tuple[tuple[Patch, ...], int]:
