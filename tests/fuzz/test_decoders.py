@@ -139,3 +139,14 @@ def test_outcomes_pack(name: str) -> None:
     (outcome,) = _run(name, ADDS)
     assert Outcome.unpack(isa("x86_64"), outcome.pack(), 1) == [outcome]
     assert outcome.as_dict(isa("x86_64"))["begins"] == 0b1001
+
+
+def test_libraries_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its library a decoder cannot be had, and what is said names what to install."""
+    monkeypatch.setattr("vmtest.executors.capstone.find_spec", lambda name: None)
+    with pytest.raises(HostError, match=r"pip install 'pytest-vmtest\[decoders\]'"):
+        executor("capstone", isa("arm"))
+    monkeypatch.setattr("vmtest.executors.llvm._library", lambda: None)
+    with pytest.raises(HostError, match="apt install llvm"):
+        executor("llvm", isa("arm"))
+    assert not {"capstone", "llvm"} & set(available("arm"))

@@ -164,7 +164,7 @@ def test_nothing_of_a_case_is_left_for_the_next(name: str) -> None:
     assert (outcomes[5].status, outcomes[5].vector) == ("exception", 14)
 
 
-@pytest.mark.parametrize("name", [name for name, row in EXECUTORS.items() if "riscv64" in row.isas])
+@pytest.mark.parametrize("name", [name for name, row in EXECUTORS.items() if "riscv64" in row.isas and not row.decodes])
 def test_no_flags_of_floating_point_are_left(name: str) -> None:
     """On RISC-V the control and the flags of floating point begin as zero in each case, whatever another one set."""
     look = "riscv64 f3273000"  # csrrs x15, fcsr, x0

@@ -11,28 +11,25 @@ from iced_x86 import (
     Code,
     CpuidFeature,
     Decoder,
-    DecoderError,
     EncodingKind,
     FlowControl,
     Formatter,
     FormatterSyntax,
-    Mnemonic,
     OpCodeInfo,
     OpCodeOperandKind,
     Register,
-    RegisterExt,
     RflagsBits,
 )
 from iced_x86 import Instruction as Decoded
 
 from vmtest.forms.base import BAD, Draft, Forms, Instruction
-from vmtest.forms.x86_access import accesses, target
 from vmtest.forms.x86_bad import bad_name
+from vmtest.forms.x86_causes import causes
 from vmtest.forms.x86_encode import Template
 from vmtest.forms.x86_features import cpuid_cases, features_said
 from vmtest.forms.x86_rules import APPROXIMATE, BANNED, ELSEWHERE, RULES, UNDEFINED, alike
 from vmtest.model.case import Case, Outcome
-from vmtest.model.isa import CODE, Isa
+from vmtest.model.isa import Isa
 
 __all__ = ["REGISTERS", "Table"]
 
@@ -148,33 +145,8 @@ class Table(Forms):
         return found
 
     def causes(self, case: Case) -> frozenset[str]:
-        """See Forms. Of several instructions the addresses are those of the first one that has any."""
-        found: set[str] = set()
-        decoder = Decoder(self._bits, case.code, ip=case.start)
-        for one in decoder:
-            if decoder.last_error == DecoderError.NO_MORE_BYTES:
-                found.add("cut off")
-            if one.is_invalid:
-                found.add("no instruction")
-            if any(RegisterExt.is_mm(one.op_register(at)) for at in range(one.op_count)):
-                found.add("MMX")
-            if one.mnemonic in (Mnemonic.MASKMOVQ, Mnemonic.MASKMOVDQU):
-                found.add("masked store")
-            if one.is_privileged or one.rflags_written & RflagsBits.IF:
-                found.add("privileged")
-            if one.flow_control != FlowControl.NEXT and 0x66 in case.code[: one.len]:
-                found.add("size of a branch")
-            into_zeros = CODE <= one.near_branch_target < case.start  # which are add [rax],al, up to the case again
-            if into_zeros:
-                found.add("cut off")
-            if not _is_canonical(target(case, one) or 0) or (into_zeros and not _is_canonical(_accumulator(case))):
-                found.add("not canonical")
-            for address, size, aligned in accesses(case, one):
-                if not _is_canonical(address) or not _is_canonical(address + size - 1):
-                    found.add("not canonical")
-                if aligned and address % size:
-                    found.add("misaligned")
-        return frozenset(found)
+        """See Forms."""
+        return causes(case, self._bits)
 
     def alike(self, case: Case, register: str, one: int, other: int) -> bool:
         """See Forms."""
@@ -206,14 +178,6 @@ def _exists(info: OpCodeInfo, bits: int) -> bool:
     # WAIT are two instructions.
     other = info.encoding == EncodingKind.MVEX or info.decoder_option or info.fwait
     return bool(info.is_instruction and here and not other)
-
-
-def _accumulator(case: Case) -> int:
-    return int.from_bytes(case.state[case.isa.places[case.isa.registers[0].name]], "little")
-
-
-def _is_canonical(address: int) -> bool:
-    return address >> 47 in (0, 0x1FFFF)
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any
 from iced_x86 import EncodingKind, MandatoryPrefix, OpCodeInfo, OpCodeOperandKind, OpCodeTableKind
 
 from vmtest.forms.base import Draft
+from vmtest.forms.x86_rules import PREFIXES
 from vmtest.model.isa import CODE, DATA_SIZE, PAGE
 
 __all__ = ["Template"]
@@ -45,7 +46,6 @@ _IMMEDIATES = {
     "FARBR4_2": 6, "BRDISP_2": 2, "BRDISP_4": 4,
 }  # fmt: skip
 _POINTERS = {"SEG_RSI": 6, "ES_RDI": 7, "SEG_RDI": 7, "SEG_RBX_AL": 3}
-_PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
 _EDGES = (0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 63, 64, 0x7F, 0x80, 0xFE, 0xFF)
 
 
@@ -117,7 +117,7 @@ class Template:
         if self._info.encoding == EncodingKind.D3NOW:  # whose opcode comes last
             code = body[:-1] + operand + body[-1:]
         if drawn >> 60 == 15:  # and a prefix that it has no need of
-            code = bytes((_PREFIXES[(drawn >> 52 & 0xFF) % len(_PREFIXES)],)) + code
+            code = bytes((PREFIXES[(drawn >> 52 & 0xFF) % len(PREFIXES)],)) + code
         if in_memory and self._bits == 16:
             code = b"\x67" + code
         return Draft(code, registers)

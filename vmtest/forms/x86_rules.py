@@ -14,7 +14,7 @@ from iced_x86 import OpKind, RegisterExt
 from vmtest.forms.x86_access import register_value
 from vmtest.model.case import Case
 
-__all__ = ["APPROXIMATE", "BANNED", "ELSEWHERE", "RULES", "UNDEFINED", "alike"]
+__all__ = ["APPROXIMATE", "BANNED", "ELSEWHERE", "PREFIXES", "RULES", "UNDEFINED", "alike"]
 
 _TIME, _CHANCE = "it tells the time", "it draws at random"
 _MACHINE = "it tells of the machine, not of the instruction"
@@ -22,6 +22,8 @@ _IMAGE = "it writes an image whose layout is the machine's"
 ELSEWHERE = "it goes to segments or tasks that executors do not share"
 _CALL = "it calls a kernel that is not there"
 
+PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
+"""Legacy prefixes: SDM, volume 2, section 2.1.1."""
 _T = TypeVar("_T")
 
 

@@ -49,7 +49,9 @@ class Judge:
             able = [name for name in able if name in having]
             found = self._differing(case, outcomes, able)
             wrong = {name: who for name, who in wrong.items() if who in able}
-        form, keys, limits = " ; ".join(decoded), list[Key](), list[Limit]()
+        # Of several instructions it is the last one that shows it: what has led there may be anything.
+        form = decoded[0] if len(decoded) == 1 else f"... ; {decoded[-1]}"
+        keys, limits = list[Key](), list[Limit]()
         for name, what in found.items():
             known = limit(case, what, (name, able[0]), (outcomes[name], outcomes[able[0]]))
             if known:

@@ -155,7 +155,7 @@ class Shard:
             first=case,
             text="; ".join(self._forms.text(small.code, small.start)),
             verdict=verdict(aspects(small, outcomes, self._blind)),
-            rule=self._forms.rule(key.form.partition(" ; ")[0], key.kind),
+            rule=self._forms.rule(key.form.rpartition(" ; ")[2], key.kind),
             said={name: outcome.as_dict(small.isa) for name, outcome in outcomes.items()},
             executors=self._descriptions,
             seen=0,

@@ -1,0 +1,73 @@
+"""What of an x86 case leads to differences that say nothing of one instruction: the words of compare/limits.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from iced_x86 import Decoder, DecoderError, FlowControl, Mnemonic, RegisterExt, RflagsBits
+
+from vmtest.forms.x86_access import accesses, target
+from vmtest.forms.x86_rules import PREFIXES
+from vmtest.model.case import Case
+
+__all__ = ["causes"]
+
+
+def causes(case: Case, bits: int) -> frozenset[str]:
+    """See Forms.causes. Addresses are told from what the case begins with: where an instruction behind another one, or
+    one that is jumped to, may have others, any register that has no good one counts.
+    """
+    found: set[str] = set()
+    decoder = Decoder(bits, case.code, ip=case.start)
+    undefined = at = number = 0
+    for one in decoder:
+        if decoder.last_error == DecoderError.NO_MORE_BYTES:
+            found.add("cut off")
+        if undefined & one.rflags_read:
+            found.add("undefined flags")
+        undefined = undefined & ~(one.rflags_written | one.rflags_cleared | one.rflags_set) | one.rflags_undefined
+        found.update(_of_one(case, one, case.code[at : at + one.len]))
+        at, number = at + one.len, number + 1
+    if ("jumps back" in found or number > 1) and not all(map(is_canonical, _registers(case))):
+        found.add("not canonical")
+    return frozenset(found)
+
+
+def _of_one(case: Case, one: Any, code: bytes) -> Iterator[str]:
+    prefixes = code[: next((at for at, byte in enumerate(code) if byte not in PREFIXES), len(code))]
+    if one.is_invalid:
+        yield "no instruction"
+    if any(RegisterExt.is_mm(one.op_register(at)) for at in range(one.op_count)):
+        yield "MMX"
+    if one.mnemonic in (Mnemonic.MASKMOVQ, Mnemonic.MASKMOVDQU):
+        yield "masked store"
+    if one.is_privileged or one.rflags_written & RflagsBits.IF:
+        yield "privileged"
+    if 0x36 in prefixes:
+        yield "stack segment"
+    if one.flow_control != FlowControl.NEXT:
+        if 0x66 in prefixes:
+            yield "size of a branch"
+        if {0xF2, 0xF3} & set(prefixes):
+            yield "repeated branch"
+        if case.isa.code <= one.near_branch_target < case.start:  # into zeros, which are add [rax],al, up to the case
+            yield from ("cut off", "jumps back")
+        if not is_canonical(target(case, one) or 0):
+            yield "not canonical"
+    for address, size, aligned in accesses(case, one):
+        if not is_canonical(address) or not is_canonical(address + size - 1):
+            yield "not canonical"
+        if aligned and address % size:
+            yield "misaligned"
+
+
+def _registers(case: Case) -> Iterator[int]:
+    for register in case.isa.registers[:16]:
+        place = case.isa.places[register.name]
+        yield int.from_bytes(case.state[place], "little")
+
+
+def is_canonical(address: int) -> bool:
+    """Whether bits 63 to 47 are alike: Intel SDM, volume 1, section 3.3.7.1."""
+    return address >> 47 in (0, 0x1FFFF)
