@@ -210,17 +210,55 @@ LIMITS = (
         further=4,
         source="RISC-V, volume II, section 3.1.14; unicorn-engine/unicorn#1990",
     ),
-    Limit(
-        executor="unicorn",
-        isa="aarch64",
-        what="it does not ignore the top byte of an address",
-        cause="top byte",
-        kind="exception",
-        source="Arm ARM, DDI 0487, section D8.8: TCR_EL1.TBI0, which is set as Linux does",
-    ),
     *(
         Limit(
             executor="unicorn",
+            isa="aarch64",
+            what="it does not ignore the top byte of an address",
+            cause="top byte",
+            kind=kind,
+            source="Arm ARM, DDI 0487, section D8.8: TCR_EL1.TBI0, which is set as Linux does",
+        )
+        for kind in ("exception", "address")
+    ),
+    Limit(
+        executor="",
+        isa="aarch64",
+        what="what an instruction does that is CONSTRAINED UNPREDICTABLE",
+        cause="unpredictable",
+        source="Arm ARM, DDI 0487, section K1.1",
+    ),
+    *(
+        Limit(
+            executor=who,
+            isa="aarch64",
+            what="whether atomic and ordered accesses must be aligned, and whether that is looked at first",
+            cause="misaligned",
+            kind=kind,
+            source="Arm ARM, DDI 0487, section B2.5.2 and FEAT_LSE2; QEMU has checked more of them since 8.1",
+        )
+        for who in _TCG
+        for kind in ("exception", "error code")
+    ),
+    Limit(
+        executor="unicorn",
+        isa="riscv64",
+        what="it does not look whether an operand of 32 bits is NaN-boxed",
+        cause="not boxed",
+        source="RISC-V, volume I, chapter D, NaN Boxing",
+    ),
+    Limit(
+        executor="unicorn",
+        isa="riscv64",
+        what="it does not NaN-box a result of 32 bits",
+        cause="single",
+        kind="vectors",
+        only=0xFFFFFFFF << 32,
+        source="RISC-V, volume I, chapter D, NaN Boxing",
+    ),
+    *(
+        Limit(
+            executor=who,
             isa=isa,
             what="of a store over the edge of what is mapped it tells another address, and may have written a part",
             cause="over an edge",
@@ -228,9 +266,10 @@ LIMITS = (
             vectors=vectors,
             source=source,
         )
-        for isa, vectors, source in (
-            ("aarch64", (0x24,), "Arm ARM, DDI 0487, FAR_EL1"),
-            ("riscv64", (15,), "RISC-V, volume II, section 3.1.16"),
+        for who, isa, vectors, source in (
+            ("unicorn", "aarch64", (0x24,), "Arm ARM, DDI 0487, FAR_EL1"),
+            ("qemu", "aarch64", (0x24,), "Arm ARM, DDI 0487, FAR_EL1"),
+            ("unicorn", "riscv64", (15,), "RISC-V, volume II, section 3.1.16"),
         )
         for kind in ("address", "memory")
     ),

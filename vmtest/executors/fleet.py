@@ -14,12 +14,14 @@ __all__ = ["Fleet"]
 
 
 class Fleet:
-    """Use it as a context manager. ``names`` are in the order in which they are believed, then as they were given."""
+    """Use it as a context manager. ``names`` are in the order in which they are believed: by their rows, then the newer
+    version, then as they were given.
+    """
 
     def __init__(self, executors: Sequence[Executor]) -> None:
         self.isa = executors[0].isa
         self._executors = {one.name: one for one in executors}
-        self.names = sorted(self._executors, key=lambda name: self._executors[name].rank)
+        self.names = sorted(self._executors, key=lambda name: (self._executors[name].rank, self._executors[name].age))
         self._threads = ThreadPoolExecutor(len(executors), thread_name_prefix="executor")
 
     @property

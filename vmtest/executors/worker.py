@@ -71,7 +71,16 @@ class Executor:
         """Its name, with its version in place of an argument: "qemu 10.0.2"."""
         if not self._argument:
             return self.name
-        return " ".join([self._row.name, *re.findall(r"\d+(?:\.\d+)+", self.description)[:1]])
+        return " ".join([self._row.name, *self._version[:1]])
+
+    @property
+    def age(self) -> list[int]:
+        """Less for a newer version."""
+        return [-int(number) for version in self._version[:1] for number in version.split(".")]
+
+    @property
+    def _version(self) -> list[str]:
+        return re.findall(r"\d+(?:\.\d+)+", self.description)
 
     def run(self, cases: Sequence[Case]) -> list[Outcome]:
         """The outcomes of the cases, in their order. Raises HostError where the worker cannot be started."""

@@ -59,6 +59,10 @@ _RULES = (
 _FLOAT = 'a NaN is the canonical one, as is an operand not NaN-boxed; results are NaN-boxed (chapters "F", "D")'
 
 
+_FLOATING = (0x53, 0x43, 0x47, 0x4B, 0x4F)  # OP-FP and the fused ones
+_BOX = 0xFFFFFFFF
+
+
 class Table(Words):
     """See the module."""
 
@@ -99,6 +103,20 @@ class Table(Words):
         """See Words."""
         return (self.value(case, f"x{_base(row, word)}") + _offset(row, word)) % (1 << 64)
 
+    def causes(self, case: Case) -> frozenset[str]:
+        """See Forms. "single" is of what gives a number of 32 bits, "not boxed" of what is given one in a register that
+        does not hold it as it should (chapter "D", NaN Boxing).
+        """
+        found = set(super().causes(case))
+        for row, word in self.rows_of(case):
+            if row is None or row.match & 0x7F not in _FLOATING or (".s" not in row.name and row.name != "fmv.w.x"):
+                continue
+            found.add("single")
+            sources = [row.fields[name].get(word) for name in ("rs1", "rs2", "rs3") if name in row.fields]
+            if row.name.endswith(".s") and any(self.value(case, f"f{number}") >> 32 != _BOX for number in sources):
+                found.add("not boxed")
+        return frozenset(found)
+
     def rule(self, name: str, kind: str) -> str:
         """See Forms."""
         name = name.removesuffix(UNPREDICTABLE)
@@ -110,7 +128,7 @@ class Table(Words):
             if name.startswith(beginning):
                 return said
         row = self.rows.get(name)
-        if row and row.match & 0x7F in (0x53, 0x43, 0x47, 0x4B, 0x4F):
+        if row and row.match & 0x7F in _FLOATING:
             return _FLOAT
         if row and row.access.startswith("mem"):
             return 'an address that is not aligned is reached, or raises an exception (chapter "RV32I", Load and Store)'

@@ -150,6 +150,8 @@ class Words(Forms):
             found.add("cut off")
         if any(one.form.startswith(BAD) for one in decoded):
             found.add("no instruction")
+        if any(one.form.endswith(UNPREDICTABLE) for one in decoded):
+            found.add("unpredictable")
         return frozenset(found)
 
     def rows_of(self, case: Case) -> Iterable[tuple[Row | None, int]]:

@@ -32,6 +32,8 @@ _DOUBLES = (
     0, 1 << 63, 0x3FF0000000000000, 0x7FF0000000000000, 0xFFF0000000000000, 0x7FF8000000000000, 0x7FF4000000000000, 1,
     0x7FEFFFFFFFFFFFFF, 0x41DFFFFFFFC00000,
 )  # fmt: skip
+_BOX = b"\xff" * 4
+"""Above a single in a register for doubles: RISC-V, volume I, chapter "D", NaN Boxing."""
 _KEPT = {"ftw": b"\x0f"}
 """Half of the x87 stack is in use, so that it is neither full for what loads nor empty for what computes."""
 _POOL = 512
@@ -44,7 +46,7 @@ def values_of(size: int) -> list[bytes]:
     random, found = Random(size), []
     for _ in range(_POOL):
         word, half = random.choice((EDGES, EDGES, _DOUBLES)), random.random() < 0.3
-        pieces = b""
+        pieces = random.choice(_SINGLES).to_bytes(4, "little") + _BOX if size == 8 and random.random() < 0.2 else b""
         while len(pieces) < size:
             if random.random() < 0.3:
                 pieces += random.randbytes(8)
