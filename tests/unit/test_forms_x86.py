@@ -110,6 +110,9 @@ def test_what_is_undefined(line: str, undefined: dict[str, int]) -> None:
         ("9048b8", {"cut off", "no instruction"}),
         ("f00fb3cc", {"no instruction"}),
         ("480fa301 rcx=0x20000000 rax=0x7fffffffffffffff", {"not canonical"}),  # bt [rcx], rax
+        ("456522f0", {"misplaced REX"}),
+        ("480fafc375009c", {"undefined flags"}),  # imul; jne; pushf
+        ("f2e100", {"repeated branch"}),
         ("4801d8", set()),
     ],
 )

@@ -68,6 +68,13 @@ LIMITS = (
         for row in (
             Limit(
                 executor=who,
+                isa="x86_64",
+                what="it goes by a REX prefix that another prefix follows",
+                cause="misplaced REX",
+                source="Intel SDM, volume 2, section 2.2.1: such a REX is ignored",
+            ),
+            Limit(
+                executor=who,
                 isa="x86",
                 what="it does not find that the x87 stack is full, or a register of it empty",
                 told=("fsw", 0x40),

@@ -27,15 +27,17 @@ def causes(case: Case, bits: int) -> frozenset[str]:
         if undefined & one.rflags_read:
             found.add("undefined flags")
         undefined = undefined & ~(one.rflags_written | one.rflags_cleared | one.rflags_set) | one.rflags_undefined
-        found.update(_of_one(case, one, case.code[at : at + one.len]))
+        found.update(_of_one(case, one, case.code[at : at + one.len], bits))
         at, number = at + one.len, number + 1
     if ("jumps back" in found or number > 1) and not all(map(is_canonical, _registers(case))):
         found.add("not canonical")
     return frozenset(found)
 
 
-def _of_one(case: Case, one: Any, code: bytes) -> Iterator[str]:
+def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
     prefixes = code[: next((at for at, byte in enumerate(code) if byte not in PREFIXES), len(code))]
+    if bits == 64 and _has_misplaced_rex(code):
+        yield "misplaced REX"
     if one.is_invalid:
         yield "no instruction"
     if any(RegisterExt.is_mm(one.op_register(at)) for at in range(one.op_count)):
@@ -60,6 +62,12 @@ def _of_one(case: Case, one: Any, code: bytes) -> Iterator[str]:
             yield "not canonical"
         if aligned and address % size:
             yield "misaligned"
+
+
+def _has_misplaced_rex(code: bytes) -> bool:
+    """Whether another prefix follows it, which makes it void: Intel SDM, volume 2, section 2.2.1."""
+    prefixes = code[: next((at for at, byte in enumerate(code) if byte not in PREFIXES and byte >> 4 != 4), len(code))]
+    return any(one >> 4 == 4 for one in prefixes[:-1])
 
 
 def _registers(case: Case) -> Iterator[int]:
