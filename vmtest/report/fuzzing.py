@@ -68,6 +68,9 @@ def summary(report: Report, folder: str) -> str:
         "",
         tabulate([(*key, number) for key, number in sorted(kinds.items())], ("who", "differs in", "clusters")),
     ]
+    together = _together(report)
+    if len(together) > 1:
+        lines += ["", tabulate(together, ("who differ in the same form and kind", "forms and kinds"))]
     shown = sorted(report.new, key=lambda finding: (-finding.seen, finding.key))
     if shown:
         rows = [_row(finding) for finding in shown[:SHOWN]]
@@ -78,6 +81,14 @@ def summary(report: Report, folder: str) -> str:
     else:
         lines += ["", "no new cluster: all are in the baseline"]
     return "\n".join(lines)
+
+
+def _together(report: Report) -> list[tuple[str, int]]:
+    """In how many forms and kinds each set of executors differs: what one version has and another has not."""
+    who: dict[tuple[str, str], set[str]] = {}
+    for finding in report.findings.values():
+        who.setdefault((finding.key.form, finding.key.kind), set()).add(finding.key.who)
+    return Counter(" and ".join(sorted(names)) for names in who.values()).most_common()
 
 
 def _row(finding: Finding) -> Sequence[Any]:
