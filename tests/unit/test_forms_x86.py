@@ -113,6 +113,9 @@ def test_what_is_undefined(line: str, undefined: dict[str, int]) -> None:
         ("456522f0", {"misplaced REX"}),
         ("480fafc375009c", {"undefined flags"}),  # imul; jne; pushf
         ("f2e100", {"repeated branch"}),
+        ("4076fa", {"privileged", "jumps back", "cut off"}),  # jbe into the zeros before, from which it comes to cli
+        ("a6", {"two operands"}),
+        ("36488b01", {"segment override"}),
         ("4801d8", set()),
     ],
 )

@@ -173,11 +173,24 @@ LIMITS = (
     Limit(
         executor="kvm",
         isa="x86",
-        what="of an address that is not canonical it raises #SS where the prefix 36 is, which 64-bit mode ignores",
-        cause="stack segment",
+        what="of an address that is not canonical it raises #SS or #GP by an override, which 64-bit mode ignores",
+        cause="segment override",
         kind="exception",
-        vectors=(13,),
+        vectors=(12, 13),
         source="AMD64 APM, volume 1, section 2.1.1; Intel SDM, volume 1, section 3.4.2.1",
+    ),
+    *(
+        Limit(
+            executor="",
+            isa="x86",
+            what="which of two faults comes first: of two operands, or of an address that is bad in two ways",
+            cause=cause,
+            kind=kind,
+            vectors=(12, 13, 14),
+            source="Intel SDM, volume 3, table 6-2: exceptions of one class come in an order of the implementation's",
+        )
+        for cause in ("two operands", "two faults")
+        for kind in ("exception", "address", "error code")
     ),
     Limit(
         executor="",

@@ -19,18 +19,29 @@ def causes(case: Case, bits: int) -> frozenset[str]:
     one that is jumped to, may have others, any register that has no good one counts.
     """
     found: set[str] = set()
-    decoder = Decoder(bits, case.code, ip=case.start)
-    undefined = at = number = 0
-    for one in decoder:
-        if decoder.last_error == DecoderError.NO_MORE_BYTES:
-            found.add("cut off")
-        if undefined & one.rflags_read:
-            found.add("undefined flags")
-        undefined = undefined & ~(one.rflags_written | one.rflags_cleared | one.rflags_set) | one.rflags_undefined
-        found.update(_of_one(case, one, case.code[at : at + one.len], bits))
-        at, number = at + one.len, number + 1
+    code = b"\0" + case.code  # behind zeros, which are add [rax],al: of two bytes each
+    number, seen, starts = 0, set[int](), [1]
+    while starts:  # the first instruction, and each that one jumps to
+        at, undefined = starts.pop(), 0
+        decoder = Decoder(bits, code[at:], ip=case.start + at - 1)
+        for one in decoder:
+            if at in seen:
+                break
+            seen.add(at)
+            if decoder.last_error == DecoderError.NO_MORE_BYTES:
+                found.add("cut off")
+            if undefined & one.rflags_read:
+                found.add("undefined flags")
+            undefined = undefined & ~(one.rflags_written | one.rflags_cleared | one.rflags_set) | one.rflags_undefined
+            found.update(_of_one(case, one, code[at : at + one.len], bits))
+            if case.isa.code <= one.near_branch_target < case.end:
+                to = one.near_branch_target - case.start + 1
+                starts.append(to if to > 0 else to & 1)
+            at, number = at + one.len, number + 1
     if ("jumps back" in found or number > 1) and not all(map(is_canonical, _registers(case))):
         found.add("not canonical")
+    if {"misaligned", "not canonical"} <= found:
+        found.add("two faults")
     return frozenset(found)
 
 
@@ -46,8 +57,8 @@ def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
         yield "masked store"
     if one.is_privileged or one.rflags_written & RflagsBits.IF:
         yield "privileged"
-    if 0x36 in prefixes:
-        yield "stack segment"
+    if {0x26, 0x2E, 0x36, 0x3E} & set(prefixes):
+        yield "segment override"
     if one.flow_control != FlowControl.NEXT:
         if 0x66 in prefixes:
             yield "size of a branch"
@@ -57,7 +68,10 @@ def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
             yield from ("cut off", "jumps back")
         if not is_canonical(target(case, one) or 0):
             yield "not canonical"
-    for address, size, aligned in accesses(case, one):
+    reached = list(accesses(case, one))
+    if len(reached) > 1:
+        yield "two operands"
+    for address, size, aligned in reached:
         if not is_canonical(address) or not is_canonical(address + size - 1):
             yield "not canonical"
         if aligned and address % size:

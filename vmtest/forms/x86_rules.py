@@ -47,6 +47,7 @@ BANNED: Mapping[str, str] = {
     **_all("senduipi uiret testui clui stui", _CALL),
     **_all("enqcmd enqcmds movdir64b clzero", _MACHINE),
     "hlt": "it is for ring 0",
+    "int1": "hosts that are virtual machines tell two places of it: its own, and the next one's, which is the manual's",
 }
 """By mnemonic, why it is not made unless it is named."""
 

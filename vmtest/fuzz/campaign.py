@@ -88,16 +88,14 @@ class Report:
         self.deaths.update(chunk.deaths)
         self.flaky += chunk.flaky
         self.forms |= chunk.forms
-        first = []
+        first = [finding.key for finding in chunk.findings if finding.key not in self.findings]
         for finding in chunk.findings:
             other = self.findings.get(finding.key)
-            if other is None:
-                first.append(finding)
             if other is None or finding.chunk < other.chunk:  # so that it does not matter who was faster
                 self.findings[finding.key] = replace(finding, seen=other.seen if other else 0)
         for key, times in chunk.clusters.items():
             self.findings[key] = self.findings[key].seen_again(times)
-        return first
+        return [self.findings[key] for key in first]
 
 
 def prepare(plan: Plan, known: frozenset[Key] = frozenset()) -> Report:
