@@ -49,22 +49,63 @@ static u8 *end_case(const struct batch *b, u8 *to, const struct outcome *o)
     return end;
 }
 
-typedef struct outcome run_case(void *engine, const u8 *state, u32 length, u8 *told);
+/* A case may have to do with SSE, AVX or x87 where one of these bytes is: escapes and prefixes of theirs. To set and read
+ * those takes as long as all the rest. */
+static int has_vectors(const u8 *p, u32 n)
+{
+    while (n--) {
+        u8 b = *p++;
+        if (b == 0x0F || b == 0x62 || b == 0x9B || b == 0xC4 || b == 0xC5 || (b & 0xF8) == 0xD8) return 1;
+    }
+    return 0;
+}
+
+/* It may also jump to what it has in its data window, to which `patches` lead. */
+static int uses_vectors(const struct batch *b, const u8 *state, u32 length)
+{
+    const u8 *in = state - length - 3, *p = state + b->size;
+    if (has_vectors(in + 3, length)) return 1;
+    for (u32 patches = get16(in + 1); patches--; p += 4 + get16(p + 2))
+        if (has_vectors(p + 4, get16(p + 2))) return 1;
+    return 0;
+}
+
+/* Whether it has made code of its own that may have to do with them, out of registers: in its page, or in the window
+ * where it could jump there. */
+static int may_jump(const u8 *p, u32 n)
+{
+    for (; n--; p++)
+        if (*p == 0xFF || (*p & 0xF0) == 0x70 || (*p & 0xF0) == 0xE0 || *p == 0xC2 || *p == 0xC3 || *p == 0x0F) return 1;
+    return 0;
+}
+
+static int has_made_code(const struct batch *b, const u8 *in)
+{
+    u32 length = in[0];
+    static const u8 zeros[PAGE];
+    if (differs(b->code + PAGE - length, in + 3, length) || differs(b->code, zeros, PAGE - length)) return 1;
+    return may_jump(in + 3, length) && differs(b->data, b->before, DATA_SIZE);
+}
+
+typedef struct outcome run_case(void *engine, const u8 *state, u32 length, u8 *told, int vectors);
 
 /* The bytes of all outcomes. A case whose time is over runs a second time: it may have been the one before it that
- * was to be stopped. */
+ * was to be stopped. So does one for which the vectors were not set, and which may have come to touch them. */
 static ulong run_batch(void *engine, run_case *run, const u8 *in, u32 number, u8 *out)
 {
     struct batch *b = engine;
     u8 *to = out;
     for (u32 index = 0; index < number; index++, in = next_case(b, in)) {
         struct outcome o = { 0 };
+        int vectors = uses_vectors(b, in + 3 + in[0], in[0]);
         b->progress[0] = index, b->progress[1] = 1;
         for (int times = 0; times < 2; times++) {
             u32 length;
             const u8 *state = begin_case(b, in, &length);
-            o = run(engine, state, length, to + OUTCOME);
-            if (o.status != TIMEOUT) break;
+            o = run(engine, state, length, to + OUTCOME, vectors);
+            int again = !vectors && has_made_code(b, in);
+            vectors |= again;
+            if (o.status != TIMEOUT && !again) break;
         }
         to = end_case(b, to, &o);
     }
@@ -96,27 +137,6 @@ struct unicorn {
     u8 *x87, *x87_state;    /* SLOT bytes of each; FCW, FSW, FTW and ST0 to ST7 in `state` */
     struct outcome fault;   /* what the hooks have seen */
 };
-
-/* A case may have to do with SSE, AVX or x87 where one of these bytes is: escapes and prefixes of theirs. To set and read
- * those takes as long as all the rest. */
-static int has_vectors(const u8 *p, u32 n)
-{
-    while (n--) {
-        u8 b = *p++;
-        if (b == 0x0F || b == 0x62 || b == 0x9B || b == 0xC4 || b == 0xC5 || (b & 0xF8) == 0xD8) return 1;
-    }
-    return 0;
-}
-
-/* It may also jump to what it has in its data window, to which `patches` lead. */
-static int uses_vectors(const struct batch *b, const u8 *state, u32 length)
-{
-    const u8 *in = state - length - 3, *p = state + b->size;
-    if (has_vectors(in + 3, length)) return 1;
-    for (u32 patches = get16(in + 1); patches--; p += 4 + get16(p + 2))
-        if (has_vectors(p + 4, get16(p + 2))) return 1;
-    return 0;
-}
 
 /* The library numbers x87 registers from the first one, and a state from the top of the stack; of each it has a tag of
  * two bits, 3 for empty, and a state has one bit (Intel SDM, volume 1, sections 8.1.7 and 10.5.1). */
@@ -173,12 +193,12 @@ void unicorn_interrupt(void *uc, u32 number, struct unicorn *e)
     e->stop(uc);
 }
 
-static struct outcome unicorn_case(void *engine, const u8 *state, u32 length, u8 *to)
+static struct outcome unicorn_case(void *engine, const u8 *state, u32 length, u8 *to, int vectors)
 {
     struct unicorn *e = engine;
     e->restore(e->uc, e->fresh); /* also an exception that it remembers, which would make the next one a double */
     ulong behind = e->batch.end, data = e->batch.data_at;
-    int x87 = e->x87_ids && uses_vectors(&e->batch, state, length);
+    int x87 = e->x87_ids && vectors;
     e->ctl(e->uc, e->drop, behind - PAGE, behind), e->ctl(e->uc, e->drop, data, data + DATA_SIZE);
     copy(e->state, state, e->batch.size);
     for (u32 i = 0; i < 8; i++) e->state[e->batch.size + i] = 0; /* what is no part of a state, and yet to be reset */
@@ -225,11 +245,12 @@ struct kvm {
     ulong wide, general; /* bytes of a general register, and how many there are; behind them are the flags */
     ulong vectors;       /* bytes of all XMM */
     int vcpu, hides;     /* an exception that may be another one: 0 for none */
+    void (*renew)(void); /* makes the CPU anew, and its tables; none in ring 3, which cannot change them */
 };
 
 /* include/uapi/linux/kvm.h; the stubs are one HLT each, STUB bytes from each other: see vmtest/executors/kvm.py */
 enum { KVM_RUN = 0xAE80, IMMEDIATE_EXIT = 1, EXIT_REASON = 8, VALID = 288, DIRTY = 296, REGS = 304, SREGS = REGS + 144,
-       CR2 = SREGS + 232, SREGS_SIZE = 0x138, SYNC = 3, HLT = 5, SHUTDOWN = 8, STUB = 8, DOUBLE_FAULT = 8, RSP = 4 };
+       CR2 = SREGS + 232, SREGS_SIZE = 0x138, SYNC = 3, HLT = 5, STUB = 8, RSP = 4, PENDING = 64 };
 #define KVM_GET_XSAVE 0x9000AEA4ul
 #define KVM_SET_XSAVE 0x5000AEA5ul
 /* Where in a state each of struct kvm_regs is: rax rbx rcx rdx rsi rdi rsp rbp r8-r15. */
@@ -252,12 +273,31 @@ static int is_system_call(const struct kvm *e, ulong vector, ulong end)
     return vector == SYSTEM_CALL || (vector == PAGE_FAULT && (u32)end == (u32)handler);
 }
 
-static struct outcome kvm_case(void *engine, const u8 *state, u32 length, u8 *told)
+/* It would need a device, has shut down, or KVM's emulator does not know the instruction. What is pending of it KVM
+ * completes when it runs next, whatever the registers are by then: so that it does now (Documentation/virt/kvm/api.rst,
+ * KVM_RUN, immediate_exit). */
+static void finish_exit(struct kvm *e)
+{
+    for (int times = 0; times < PENDING; times++) {
+        e->run[IMMEDIATE_EXIT] = 1, *(ulong *)(e->run + DIRTY) = 0;
+        if (e->ioctl(e->vcpu, KVM_RUN, 0) < 0) break;
+    }
+    e->run[IMMEDIATE_EXIT] = 0;
+}
+
+/* MOV to DR, WRMSR, XSETBV: what they change is set once, and not for each case. */
+static int changes_system(const u8 *p, u32 n)
+{
+    for (; n > 1; n--, p++)
+        if (p[0] == 0x0F && (p[1] == 0x23 || p[1] == 0x30 || (p[1] == 0x01 && n > 2 && p[2] == 0xD1))) return 1;
+    return 0;
+}
+
+static struct outcome kvm_case(void *engine, const u8 *state, u32 length, u8 *told, int vectors)
 {
     struct kvm *e = engine;
     ulong *regs = (ulong *)(e->run + REGS), wide = e->wide, general = e->general, behind = e->batch.end;
     ulong xmm = wide * (general + 1);
-    int vectors = uses_vectors(&e->batch, state, length);
     if (vectors) {
         set_vectors(e->xsave, state + xmm, e->vectors, e->features);
         if (e->ioctl(e->vcpu, KVM_SET_XSAVE, e->xsave) < 0) return (struct outcome){ .status = UNSUPPORTED };
@@ -266,17 +306,15 @@ static struct outcome kvm_case(void *engine, const u8 *state, u32 length, u8 *to
     regs[16] = behind - length, regs[17] = (get_register(state, wide, general) & FLAGS_SHOWN) | FLAGS_ON;
     copy(e->run + SREGS, e->system, SREGS_SIZE);
     *(ulong *)(e->run + VALID) = *(ulong *)(e->run + DIRTY) = SYNC;
-    if (e->ioctl(e->vcpu, KVM_RUN, 0) < 0) {
-        if (!e->run[IMMEDIATE_EXIT]) return (struct outcome){ .status = UNSUPPORTED };
+    if (e->ioctl(e->vcpu, KVM_RUN, 0) < 0) { /* interrupted: by stop(), or by whoever else */
         e->run[IMMEDIATE_EXIT] = 0;
         return (struct outcome){ .status = TIMEOUT };
     }
     copy(told, state, e->batch.size);
-    u32 reason = *(u32 *)(e->run + EXIT_REASON);
-    if (reason == SHUTDOWN)
-        return (struct outcome){ EXCEPTION, VECTOR_TOLD | END_TOLD, DOUBLE_FAULT, 0, 0, behind - length };
-    if (reason != HLT) /* it would need a device, or KVM's emulator does not know the instruction */
+    if (*(u32 *)(e->run + EXIT_REASON) != HLT) {
+        finish_exit(e);
         return (struct outcome){ .status = UNSUPPORTED };
+    }
     for (ulong i = 0; i < general; i++) put_register(told, wide, order[i], regs[i]);
     struct outcome o = { OK, END_TOLD, 0, 0, 0, regs[16] };
     ulong flags = regs[17], stub = regs[16] - 1 - e->stubs;
@@ -297,8 +335,20 @@ static struct outcome kvm_case(void *engine, const u8 *state, u32 length, u8 *to
     return o;
 }
 
+/* The same; the CPU is made anew behind a case in ring 0 that may have changed what is not set for each. */
+static struct outcome kvm_clean_case(void *engine, const u8 *state, u32 length, u8 *told, int vectors)
+{
+    struct kvm *e = engine;
+    struct outcome o = kvm_case(engine, state, length, told, vectors);
+    const u8 *in = state - length - 3, *p = state + e->batch.size;
+    int changed = changes_system(in + 3, length);
+    for (u32 patches = get16(in + 1); patches--; p += 4 + get16(p + 2)) changed |= changes_system(p + 4, get16(p + 2));
+    if (changed && e->renew) e->renew();
+    return o;
+}
+
 ulong kvm_batch(struct kvm *e, const u8 *in, u32 number, u8 *out)
 {
-    return run_batch(e, kvm_case, in, number, out);
+    return run_batch(e, kvm_clean_case, in, number, out);
 }
 #endif

@@ -72,11 +72,14 @@ class _Struct(ctypes.Structure):
         *((name, ctypes.c_ulong) for name in ("stubs", "features", "wide", "general", "vectors")),
         ("vcpu", ctypes.c_int),
         ("hides", ctypes.c_int),
+        ("renew", ctypes.c_void_p),
     )
 
 
 class Engine(LoopEngine):
-    """One virtual CPU for all cases, whose registers are all set anew."""
+    """One virtual CPU for all cases, whose registers are all set anew. In ring 0 it is made anew itself behind a case that
+    may have changed what is not among them: debug registers, model-specific ones, XCR0.
+    """
 
     loop = "kvm_batch"
     ring = 0
@@ -86,9 +89,8 @@ class Engine(LoopEngine):
         self._ioctl = ctypes.CDLL(None, use_errno=True).ioctl
         self._ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
         self._memory = mmap.mmap(-1, kvm_tables.SIZE)
-        kvm_tables.fill(self._memory, isa, self.ring)
-        self._make_cpu()
-        features = self._turn_on()
+        self._opened: list[int] = []
+        features = self._make_cpu()
         self._sregs = ctypes.create_string_buffer(_SREGS_SIZE)
         self._do(self._vcpu, _GET_SREGS, self._sregs)
         kvm_tables.system_registers(self._sregs, isa, self.ring, has_xsave=features != 0)
@@ -108,6 +110,9 @@ class Engine(LoopEngine):
             vectors=isa.places["mxcsr"].start - isa.places["xmm0"].start,
             vcpu=self._vcpu,
         )
+        if self.ring == 0:
+            self._renew = ctypes.CFUNCTYPE(None)(self._make_again)
+            self.engine.renew = ctypes.cast(self._renew, ctypes.c_void_p).value
         self._thread = threading.get_ident()
         signal.signal(signal.SIGUSR1, lambda number, frame: None)  # so that it interrupts KVM_RUN
 
@@ -118,17 +123,29 @@ class Engine(LoopEngine):
             raise OSError(number, f"the KVM request {request:#x} failed: {os.strerror(number)}")
         return result
 
-    def _make_cpu(self) -> None:
+    def _make_cpu(self) -> int:
+        """A virtual machine with one CPU, and its tables; what XCR0 has of vectors."""
+        kvm_tables.fill(self._memory, self.isa, self.ring)
         kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
         if self._do(kvm, _CHECK_EXTENSION, _CAP_SYNC_REGS) & 3 != 3:
             raise OSError("this KVM cannot synchronise registers (KVM_CAP_SYNC_REGS)")
         vm = self._do(kvm, _CREATE_VM, 0)
         self._do(vm, _SET_MEMORY, struct.pack("<IIQQQ", 0, 0, 0, kvm_tables.SIZE, address(self._memory)))
         self._vcpu = self._do(vm, _CREATE_VCPU, 0)
+        self._opened = [kvm, vm, self._vcpu]
         self._run = mmap.mmap(self._vcpu, self._do(kvm, _VCPU_MMAP_SIZE, 0))
         self._cpuid = ctypes.create_string_buffer(struct.pack("<II", 256, 0), 8 + 256 * 40)
         self._do(kvm, _SUPPORTED_CPUID, self._cpuid)
         self._do(self._vcpu, _SET_CPUID2, self._cpuid)
+        return self._turn_on()
+
+    def _make_again(self) -> None:
+        old, opened = self._run, self._opened
+        self._make_cpu()
+        self.engine.run, self.engine.vcpu = address(self._run), self._vcpu
+        old.close()
+        for descriptor in opened:
+            os.close(descriptor)
 
     def _turn_on(self) -> int:
         """Vectors, as far as the host has them, and system calls, which go to a handler of ours; the former's bits."""

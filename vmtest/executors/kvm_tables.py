@@ -41,8 +41,8 @@ SYSCALLS = STUBS + SYSCALL * STUB
 STACK_END = _STACK + PAGE
 """Where in memory an exception has put, from here downwards, ss, rsp, rflags, cs, rip and its error code, if any."""
 
-_PRESENT, _USER = 3, 7  # and writable
-KERNEL_CODE, _KERNEL_DATA, _TASK, _CODE, _DATA = (8 * n for n in (2, 3, 8, 6, 5))  # selectors
+_READ_ONLY, _PRESENT, _USER = 1, 3, 7  # the latter two writable
+KERNEL_CODE, _KERNEL_DATA, _CODE_32, _DATA, _CODE, _TASK = (8 * n for n in (2, 3, 4, 5, 6, 8))  # selectors
 _TSS = _GDT + 0x100
 _CODE_KIND, _DATA_KIND, _TSS_KIND = 11, 3, 11
 _FROM_USER = (3, 4, 0x80)
@@ -99,11 +99,13 @@ def fill(memory: mmap.mmap, isa: Isa, ring: int) -> None:
     entry(_PML4, 511, _HIGH, _PRESENT)
     entry(_HIGH, 510, _HIGH_PD, _PRESENT)
     entry(_HIGH_PD, 0, _HIGH_PT, _PRESENT)
-    for page in (_GDT, _IDT, _STUBS, _STACK):
-        entry(_HIGH_PT, page // PAGE, page, _PRESENT)
+    for page in (_GDT, _IDT, _STUBS):  # which a case in ring 0 cannot write to (CR0.WP): they are for those behind it, too
+        entry(_HIGH_PT, page // PAGE, page, _READ_ONLY)
+    entry(_HIGH_PT, _STACK // PAGE, _STACK, _PRESENT)
     for segment in (
         _Segment(KERNEL_CODE, _CODE_KIND, 0, long=1),
         _Segment(_KERNEL_DATA, _DATA_KIND, 0, default=1),
+        _Segment(_CODE_32, _CODE_KIND, 3, default=1),  # of users, as under Linux
         *_segments(isa, ring),
     ):
         memory[_GDT + segment.selector : _GDT + segment.selector + 8] = segment.descriptor()
