@@ -59,7 +59,7 @@ enum { SYS_read = 0, SYS_write = 1, SYS_poll = 7, SYS_mmap = 9, SYS_mprotect = 1
 enum { SIGILL = 4, SIGTRAP = 5, SIGBUS = 7, SIGFPE = 8, SIGSEGV = 11, SIGPROF = 27, SIGSYS = 31 };
 enum { READ = 1, WRITE = 2, EXEC = 4, SHARED = 1, PRIVATE = 2, ANONYMOUS = 0x20, FIXED = 0x100000 /* or not at all */ };
 enum { POLLIN = 1, POLLOUT = 4, EINTR = 4, EAGAIN = 11 };
-enum { NT = 1 << 14, ID = 1 << 21 };
+enum { NT = 1 << 14, ID = 1 << 21, VDSO = 4 * PAGE };
 
 /* The two instructions that may make a system call, and the entry of the handler. A handler begins with the case's NT,
  * AC and ID, which sigreturn does not set: they are cleared, or for a case that goes on, as on_signal() returns them. */
@@ -95,6 +95,7 @@ struct world {
         u32 *progress;
         ulong features;    /* of the vectors in a frame: XCR0's bits */
         ulong end;         /* of the world */
+        ulong landing;     /* where the kernel goes on behind a system call of 32-bit code: the vDSO, which is unmapped */
     } control;
     ulong seal;
     u8 began[STATE_X86] __attribute__((aligned(16)));
@@ -244,6 +245,13 @@ static void reset_segments(const struct control *c)
     if (c->bases) __asm__ volatile("wrfsbase %0\n wrgsbase %0" : : "r"(0ul));
 }
 
+/* One that was refused; or one of 32-bit code, of which the kernel fails to read the arguments and then goes on in the
+ * vDSO, which is not there. */
+static int is_system_call(const struct control *c, int number, ulong rip)
+{
+    return number == SIGSYS || (c->landing && rip - c->landing < VDSO);
+}
+
 /* By `handler`. What it returns are the flags to go back with. */
 ulong on_signal(int number, const int *info, struct frame *f)
 {
@@ -263,7 +271,7 @@ ulong on_signal(int number, const int *info, struct frame *f)
     if (!c->running)
         c->features = *(ulong *)(f->vectors + FEATURES);
     else
-        end_case(w, f, number == SIGPROF ? TIMEOUT : number == SIGSYS ? UNSUPPORTED : EXCEPTION);
+        end_case(w, f, number == SIGPROF ? TIMEOUT : is_system_call(c, number, f->rip) ? UNSUPPORTED : EXCEPTION);
     begin_case(w, f);
     w->seal = seal(c);
     return FLAGS_ON;
@@ -396,6 +404,7 @@ void begin(long *stack)
     c->progress = map(base + SIZE + image, PAGE, READ | WRITE, SHARED | FIXED, (int)number(args[4]));
     c->end = base + SIZE + image + PAGE;
     c->bases = auxiliary(stack, 26 /* AT_HWCAP2 */) >> 1 & 1;
+    c->landing = auxiliary(stack, 33 /* AT_SYSINFO_EHDR */);
     map(CODE, PAGE, READ | WRITE | EXEC, PRIVATE | ANONYMOUS | FIXED, -1);
     map(DATA, DATA_SIZE, READ | WRITE | EXEC, PRIVATE | ANONYMOUS | FIXED, -1);
     ulong moved = (ulong)text - (ulong)__executable_start;

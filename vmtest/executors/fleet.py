@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Self
 
@@ -49,7 +49,10 @@ class Fleet:
         """By executor, in the order of ``names``, the outcomes of the cases. ``names`` are those that are wanted."""
         wanted = [name for name in self.names if names is None or name in names]
         running = {name: self._threads.submit(self._executors[name].run, cases) for name in wanted}
-        return {name: future.result() for name, future in running.items()}
+        try:
+            return {name: future.result() for name, future in running.items()}
+        finally:
+            wait(running.values())  # so that none still runs them when something has gone wrong with another one
 
     def close(self) -> None:
         """End them all; a second time does nothing."""

@@ -77,8 +77,8 @@ class _Struct(ctypes.Structure):
 
 
 class Engine(LoopEngine):
-    """One virtual CPU for all cases, whose registers are all set anew. In ring 0 it is made anew itself behind a case that
-    may have changed what is not among them: debug registers, model-specific ones, XCR0.
+    """One virtual CPU for all cases, whose registers are all set anew. In ring 0 it is made anew itself behind a case
+    that may have changed what is not among them: debug registers, model-specific ones, XCR0.
     """
 
     loop = "kvm_batch"

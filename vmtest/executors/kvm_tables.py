@@ -99,7 +99,11 @@ def fill(memory: mmap.mmap, isa: Isa, ring: int) -> None:
     entry(_PML4, 511, _HIGH, _PRESENT)
     entry(_HIGH, 510, _HIGH_PD, _PRESENT)
     entry(_HIGH_PD, 0, _HIGH_PT, _PRESENT)
-    for page in (_GDT, _IDT, _STUBS):  # which a case in ring 0 cannot write to (CR0.WP): they are for those behind it, too
+    for page in (
+        _GDT,
+        _IDT,
+        _STUBS,
+    ):  # which a case in ring 0 cannot write to (CR0.WP): they are for those behind it, too
         entry(_HIGH_PT, page // PAGE, page, _READ_ONLY)
     entry(_HIGH_PT, _STACK // PAGE, _STACK, _PRESENT)
     for segment in (

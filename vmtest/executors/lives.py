@@ -7,6 +7,7 @@ each life. Our end of that is here, and the other end in forks.py.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -76,7 +77,8 @@ class Lives(ABC):
 
     def _kill(self) -> int:
         assert self._process is not None
-        self._process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # with what it has started
         code = self._process.wait()
         self._process = None
         return code
@@ -115,6 +117,7 @@ class _Forked(Lives):
 
     def _serve(self) -> None:
         self._control, theirs = socket.socketpair()
+        self._control.settimeout(_PATIENCE)
         arguments = (self._row.module, self._isa.name, theirs.fileno(), os.getpid(), *self._argument)
         with theirs:
             try:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from importlib import import_module
 from types import TracebackType
@@ -53,7 +54,7 @@ class Executor:
         self.isa = isa
         self.blind, self.rank = frozenset(row.blind), row.rank
         self.deaths = 0
-        self._alive = False
+        self._alive, self._one_at_a_time = False, threading.Lock()
         self._depth = 1
         self._idle_deaths = 0
         self._row, self._argument = row, [argument] if argument else []
@@ -84,6 +85,14 @@ class Executor:
 
     def run(self, cases: Sequence[Case]) -> list[Outcome]:
         """The outcomes of the cases, in their order. Raises HostError where the worker cannot be started."""
+        with self._one_at_a_time:
+            try:
+                return self._run(cases)
+            except BaseException:  # such as Ctrl-C: an answer may be under way that nobody waits for any more
+                self._end()
+                raise
+
+    def _run(self, cases: Sequence[Case]) -> list[Outcome]:
         outcomes: list[Outcome] = []
         under_way: deque[Sequence[Case]] = deque()
         sent = 0
@@ -126,8 +135,7 @@ class Executor:
     def _bury(self) -> tuple[int | None, Outcome]:
         """Which case of its batch the worker has died of, None where it was idle, and how."""
         culprit, busy = RUNS.unpack(self._progress[:8])
-        code = self._lives.end()
-        self._forget()
+        code = self._end()
         if not busy:
             self._idle_deaths += 1
             if self._idle_deaths > 3:
@@ -137,47 +145,56 @@ class Executor:
         return culprit, Outcome(status="timeout") if self._deaf else Outcome(status="died", signal=max(0, -code))
 
     def _start(self) -> None:
-        shared = os.memfd_create("progress", os.MFD_CLOEXEC)
-        os.truncate(shared, mmap.PAGESIZE)
-        self._progress = mmap.mmap(shared, mmap.PAGESIZE)
-        (theirs_in, self._to), (self._from, theirs_out) = os.pipe(), os.pipe()
-        os.set_blocking(self._to, False)
-        # Where two batches have room the worker need not wait for us.
-        try:
-            self._depth = min(fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, ROOM) for end in (self._to, self._from)) // ROOM + 1
-        except OSError:
-            self._depth = 1
-        numbers = (theirs_in, theirs_out, shared)
-        try:
-            self._lives.begin(numbers)
-        except OSError as error:
-            self._forget()
-            self._lives.close()
-            raise HostError(f"the worker of the executor {self.name} cannot be started: {error}") from None
-        finally:
-            for number in numbers:
-                os.close(number)
+        with ExitStack() as theirs, ExitStack() as ours:
+            try:
+                shared = _own(theirs, os.memfd_create("progress", os.MFD_CLOEXEC))
+                os.truncate(shared, mmap.PAGESIZE)
+                source, self._to = os.pipe()
+                _own(theirs, source), _own(ours, self._to)
+                self._from, sink = os.pipe()
+                _own(ours, self._from), _own(theirs, sink)
+                os.set_blocking(self._to, False)
+                self._progress = ours.enter_context(mmap.mmap(shared, mmap.PAGESIZE))
+                self._depth = _depth(self._to, self._from)
+                self._early = bytearray()
+                self._lives.begin((source, sink, shared))
+            except OSError as error:
+                self._lives.close()
+                raise HostError(f"the worker of the executor {self.name} cannot be started: {error}") from None
+            self._ours = ours.pop_all()
         self._alive, self._deaf = True, False
         try:
             _, ready = HEAD.unpack(self._receive(HEAD.size, START))
         except EOFError:
-            self._lives.end()
+            self._end()
             words = self._lives.words()
-            self.close()
+            self._lives.close()
             raise HostError(
                 f"the worker of the executor {self.name} does not come up", evidence={"its words": words[-4000:]}
             ) from None
         assert ready == READY
 
     def _send(self, packed: bytes) -> None:
-        view = memoryview(packed)
+        """Send it, and take what comes meanwhile, lest both ends wait."""
+        view, poller = memoryview(packed), select.poll()
+        poller.register(self._to, select.POLLOUT)
+        poller.register(self._from, select.POLLIN)
         while view:
             try:
                 view = view[os.write(self._to, view) :]
+                continue
             except BlockingIOError:
-                select.select([], [self._to], [], DEAF)
+                ready = dict(poller.poll(1000 * DEAF))
             except BrokenPipeError:
                 raise EOFError from None
+            if not ready:
+                self._deaf = True
+                raise EOFError
+            if self._from in ready:
+                piece = os.read(self._from, ROOM)
+                if not piece:
+                    raise EOFError
+                self._early += piece
 
     def _answer(self) -> list[Outcome]:
         size, number = HEAD.unpack(self._receive(HEAD.size))
@@ -188,7 +205,9 @@ class Executor:
 
     def _receive(self, size: int, patience: float = DEAF) -> bytes:
         """Raises EOFError where the worker has died, or has had to be killed."""
-        pieces, missing = [], size
+        pieces = [bytes(self._early[:size])]
+        del self._early[:size]
+        missing = size - len(pieces[0])
         moved, before = time.monotonic(), self._progress[:8]
         poller = select.poll()
         poller.register(self._from, select.POLLIN)
@@ -207,16 +226,18 @@ class Executor:
             missing -= len(piece)
         return b"".join(pieces)
 
-    def _forget(self) -> None:
-        os.close(self._to)
-        os.close(self._from)
-        self._progress.close()
+    def _end(self) -> int:
+        """End the worker, if it is there; its exit code, less than zero for a signal."""
+        if not self._alive:
+            return 0
         self._alive = False
+        code = self._lives.end()
+        self._ours.close()
+        return code
 
     def close(self) -> None:
         """End the worker; a second time does nothing."""
-        if self._alive:
-            self._forget()
+        self._end()
         self._lives.close()
 
     def __enter__(self) -> Self:
@@ -226,6 +247,20 @@ class Executor:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _own(stack: ExitStack, number: int) -> int:
+    """The descriptor, which the stack closes."""
+    stack.callback(os.close, number)
+    return number
+
+
+def _depth(*ends: int) -> int:
+    """How many batches may be under way: where two have room the worker need not wait for us."""
+    try:
+        return min(fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, ROOM) for end in ends) // ROOM + 1
+    except OSError:
+        return 1
 
 
 def _pack(cases: Sequence[Case]) -> tuple[int, bytes]:
