@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -37,5 +38,10 @@ class ProgramsBuildHook(BuildHookInterface[Any]):
                 command += MORE.get(name, ["-static"])
                 subprocess.run([*command, "-o", str(output), str(source)], check=True)
                 self.app.display_info(f"compiled {output.name} ({output.stat().st_size} bytes)")
+        stamp = hashlib.sha256()  # as vmtest/executors/programs.py has it
+        for source in sorted(Path(self.root, "images", "_executors").iterdir()):
+            if source.suffix in (".c", ".h", ".S"):
+                stamp.update(source.name.encode() + b"\0" + source.read_bytes())
+        Path(self.root, "images", "_executors", "compiled").write_text(stamp.hexdigest() + "\n")
         if version == "standard":  # an editable installation reads images/ beside the package
             build_data["force_include"]["images"] = "vmtest/images/data"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import psutil
 import pytest
 
 from vmtest.errors import HostError
-from vmtest.executors import EXECUTORS, Executor, executor
+from vmtest.executors import EXECUTORS, Executor, executor, fleet, programs
 from vmtest.executors.unicorn import Engine
 from vmtest.model.case import Case
 from vmtest.model.isa import DATA, DATA_SIZE, isa
@@ -169,3 +171,66 @@ def test_no_core_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_CORE, limits)
     assert list(tmp_path.iterdir()) == []
+
+
+class Interrupted(Exception):
+    """As pytest-timeout raises one, or Ctrl-C."""
+
+
+@pytest.mark.parametrize("name", ["unicorn", "native"])
+def test_an_interrupted_run_leaves_nothing_under_way(name: str) -> None:
+    """Behind a run that an exception has ended in the middle the next one gets its own outcomes."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    endless = [Case.parse("x86_64 ebfe")] * 6
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with _executor(name) as found, fleet([name], X86) as several:
+            for run in (found.run, several.run):
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
+                with pytest.raises(Interrupted):
+                    run(endless)
+            (outcome,) = found.run([INC])
+            assert outcome.status == "ok"
+            assert several.run([INC]) == {name: [outcome]}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("name", ["unicorn", "native"])
+def test_both_ends_write_at_a_time(name: str) -> None:
+    """Cases with more bytes than a pipe holds, behind ones whose outcomes have, stop neither end."""
+    stores = [Case.parse(f"x86_64 f348ab rcx=0x400 rdi={DATA:#x} rax=-1")] * 512
+    large = Case(isa=X86, code=b"\x90", state=X86.default, memory=((0, b"\xee" * DATA_SIZE),) * 200)
+    with _executor(name) as found:
+        outcomes = found.run([*stores, large])
+    assert len(outcomes) == 513
+    assert {outcome.status for outcome in outcomes} == {"ok"}
+
+
+def test_stopped_with_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that does not answer, nor the process that forks it, is ended, and another one runs the cases."""
+    monkeypatch.setattr("vmtest.executors.worker.DEAF", 0.5)
+    monkeypatch.setattr("vmtest.executors.lives._PATIENCE", 0.5)
+    others = _children()
+    with _executor("unicorn") as found:
+        (before,) = found.run([INC])
+        (forks,) = _children() - others
+        for process in (*forks.children(recursive=True), forks):
+            process.suspend()
+        assert found.run([INC]) == [before]
+
+
+def test_stale_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that was compiled from other sources is not run, and says so; nor is one that is not there."""
+    folder = tmp_path / "_executors"
+    shutil.copytree(programs.program("native", "x86_64").parent, folder)
+    monkeypatch.setattr("vmtest.executors.programs.folder", lambda: tmp_path)
+    assert programs.lacks_program("native", "x86_64") == ""
+    with (folder / "packed.h").open("a") as source:
+        source.write("/* changed */")
+    assert "compiled from other sources" in programs.lacks_program("native", "x86_64")
+    assert "is not there" in programs.lacks_program("native", "sparc64")

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from pathlib import Path
 
 from vmtest.executors import base
+from vmtest.executors.programs import lacks_program, program
 from vmtest.host import host_arch
-from vmtest.images.catalog import folder
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import DATA_SIZE, PAGE, Isa
 
@@ -45,15 +44,9 @@ def address(memory: mmap.mmap, at: int = 0) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory)) + at
 
 
-def _path() -> Path:
-    return folder() / "_executors" / f"loops.{host_arch()}"
-
-
 def lacks_loops() -> str:
     """Why there are no loops here, "" where there are."""
-    return (
-        "" if _path().is_file() else f"its loop is not there: {_path()} (in a checkout, `pip install -e .` compiles it)"
-    )
+    return lacks_program("loops", host_arch())
 
 
 class LoopEngine(base.Engine):
@@ -66,7 +59,7 @@ class LoopEngine(base.Engine):
 
     def __init__(self, isa: Isa) -> None:
         super().__init__(isa)
-        self.library = ctypes.CDLL(str(_path()))
+        self.library = ctypes.CDLL(str(program("loops", host_arch())))
         self._loop = getattr(self.library, self.loop)
         self._loop.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p]
         self._loop.restype = ctypes.c_ulong

@@ -7,12 +7,12 @@ that: it is refused there like any other call.)
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from vmtest.executors.programs import lacks_program
+from vmtest.executors.programs import program as path
 from vmtest.host import host_arch
 from vmtest.host.cpu import model
-from vmtest.images.catalog import folder
 from vmtest.model.isa import Isa
 
 __all__ = ["describe", "lacks", "program"]
@@ -22,9 +22,7 @@ def lacks(isa: Isa) -> str:
     """Why it cannot be had here, "" where it can."""
     if host_arch() != isa.name:
         return f"the host's CPU is {host_arch()} and does not run {isa.name}"
-    if not os.access(program(isa), os.X_OK):
-        return f"its program is not there: {program(isa)} (in a checkout, `pip install -e .` compiles it)"
-    return ""
+    return lacks_program("native", isa.name)
 
 
 def describe(isa: Isa) -> str:
@@ -34,4 +32,4 @@ def describe(isa: Isa) -> str:
 
 def program(isa: Isa) -> Path:
     """What is run as its worker."""
-    return folder() / "_executors" / f"native.{isa.name}"
+    return path("native", isa.name)

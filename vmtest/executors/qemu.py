@@ -18,6 +18,7 @@ from importlib import import_module
 
 from vmtest.errors import HostError
 from vmtest.executors import base
+from vmtest.executors.programs import lacks_program
 from vmtest.executors.qemu_board import SLOTS, Board
 from vmtest.host.binaries import SANDBOX, Qemu, find_qemu
 from vmtest.host.system import UNLESS_ORPHANED, guarded, install_hint
@@ -46,7 +47,7 @@ def lacks(isa: Isa, argument: str = "") -> str:
         find(isa, argument)
     except HostError as error:
         return f"{error.message} ({error.hint})" if error.hint else error.message
-    return ""
+    return lacks_program(f"runner_{isa.name}", isa.name)
 
 
 def describe(isa: Isa, argument: str = "") -> str:

@@ -10,10 +10,9 @@ import mmap
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 
 from vmtest.errors import HostError
-from vmtest.images.catalog import folder
+from vmtest.executors.programs import program
 from vmtest.model.case import Case, Outcome, Patch, differences
 from vmtest.model.isa import CODE, DATA_SIZE, PAGE, Isa
 
@@ -129,18 +128,11 @@ class Board(ABC):
 
 def _runner(isa: Isa) -> bytes:
     """The runner's code, to be put into memory: all that can be executed of its ELF file."""
-    path = Path(folder(), "_executors", f"runner_{isa.name}.{isa.name}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise HostError(
-            f"the runner for {isa.name} cannot be read: {error.strerror}: {path}",
-            hint="in a checkout, `pip install -e .` compiles it; an installed wheel carries it",
-        ) from None
+    data = program(f"runner_{isa.name}", isa.name).read_bytes()
     # Elf64_Ehdr and Elf64_Phdr of elf(5).
     start, size, number = struct.unpack_from("<32xQ14xHH", data[:58])
     for at in range(start, start + size * number, size):
         kind, flags, offset, _, _, length = struct.unpack_from("<IIQQQQ", data, at)
         if kind == 1 and flags & 1:  # PT_LOAD, PF_X
             return data[offset : offset + length]
-    raise HostError(f"{path} has no code")
+    raise HostError(f"the runner for {isa.name} has no code")
