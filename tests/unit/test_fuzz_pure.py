@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 
 from vmtest.compare.limits import limit
 from vmtest.compare.pairs import KINDS, Difference, difference
 from vmtest.errors import UsageError
 from vmtest.forms import forms
 from vmtest.fuzz import baseline
+from vmtest.fuzz.campaign import Plan, Report, in_order
 from vmtest.fuzz.finding import FORMAT, Finding, Key, read, write
+from vmtest.fuzz.generate import Generator, select
 from vmtest.fuzz.minimise import minimise
+from vmtest.fuzz.shard import Chunk
 from vmtest.fuzz.strategies import cases, instructions, states
+from vmtest.fuzz.survey import Survey
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import isa
 
@@ -184,11 +192,45 @@ def test_baselines(tmp_path: Path) -> None:
     """A baseline holds what was known and what was found, and is read as it was written."""
     path = tmp_path / "known.jsonl"
     other = Key("x86_64", "b", "flags", "kvm", "native")
-    baseline.save(path, [other], [_finding()])
+    baseline.save(path, [replace(_finding(), key=other), _finding()])
     assert baseline.load(path) == {other, _finding().key}
     first = path.read_text()
-    baseline.save(path, baseline.load(path), [_finding()])
+    baseline.save(path, [replace(_finding(), case=_case("4801c0"))])
     assert path.read_text() == first
+    assert [one.name for one in tmp_path.iterdir()] == ["known.jsonl"]
+
+
+def test_baselines_of_several_at_once(tmp_path: Path) -> None:
+    """What several write at the same time is all there, whatever each has read before."""
+    path = tmp_path / "known.jsonl"
+    found = [_finding(f"form_{number}") for number in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda finding: baseline.save(path, [finding]), found))
+    assert baseline.load(path) == {finding.key for finding in found}
+
+
+def test_baselines_that_cannot_be_written(tmp_path: Path) -> None:
+    """That there is no directory for it is known before a run; a new one holds nothing."""
+    with pytest.raises(UsageError, match="there is no directory"):
+        baseline.known(tmp_path / "none" / "known.jsonl", True)
+    assert baseline.known(tmp_path / "known.jsonl", True) == frozenset()
+    with pytest.raises(UsageError, match="cannot be read"):
+        baseline.known(tmp_path / "known.jsonl", False)
+
+
+def test_chunks_in_any_order() -> None:
+    """Chunks are added by their numbers, whichever comes first: also one that only counts what another has found."""
+    key = _finding().key
+    chunks = [Chunk(number=0)]
+    chunks.append(Chunk(number=1, findings=[replace(_finding(chunk=1), seen=0)], clusters=Counter({key: 2})))
+    chunks += [Chunk(number=number, clusters=Counter({key: 1})) for number in (2, 3)]
+    chunks.append(Chunk(number=4, findings=[replace(_finding(chunk=4), seen=0)], clusters=Counter({key: 1})))
+    for order in permutations(chunks):
+        plan = Plan(isa="x86_64", executors=("unicorn", "native"), names=(), seed=1)
+        report = Report(plan=plan, survey=Survey(names=(), features={}, excluded={}), executors={})
+        new = [finding for chunk in in_order(order) for finding in report.add(chunk)]
+        assert [(finding.chunk, finding.key) for finding in new] == [(1, key)]
+        assert (report.findings[key].seen, report.findings[key].chunk) == (5, 1)
 
 
 @pytest.mark.parametrize(
@@ -216,15 +258,58 @@ def test_baselines_that_are_none(tmp_path: Path, text: str, told: str) -> None:
 def test_instructions_are_of_the_forms(code: bytes) -> None:
     """The strategy makes instructions, of the forms that were asked for."""
     assert 0 < len(code) <= X86.code_most
-    assert len(forms("x86_64").decode(code)) >= 1
+    decoded = [one.form for one in forms("x86_64").decode(code)]
+    assert 1 <= len(decoded) <= 3
+    assert {*decoded} <= {*select(X86, "add_*,BMI1")}
 
 
 @settings(max_examples=50)
 @given(states("x86_64"), cases("x86_64", max_size=2))
 def test_states_and_cases(state: dict[str, int], case: Case) -> None:
     """States can be set, and cases are lines that say all of them."""
-    assert len(X86.state(state)) == X86.size
+    assert X86.values(X86.state(state)).items() >= state.items()
     assert Case.parse(str(case)) == case
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["x86_64", "aarch64", "riscv64"])
+def test_strategies_are_healthy(name: str) -> None:
+    """Hypothesis has nothing to say against the strategies of any instruction set that has a table."""
+
+    @settings(max_examples=20, database=None)
+    @given(instructions(name, max_size=8), states(name), cases(name, max_size=4))
+    def check(code: bytes, state: dict[str, int], case: Case) -> None:
+        assert len(code) % forms(name).step == 0
+        assert isa(name).values(isa(name).state(state)).items() >= state.items()
+        assert case.isa.name == name
+
+    check()
+
+
+@given(states("x86_64").filter(lambda state: "rflags" in state))
+@settings(max_examples=20, suppress_health_check=[HealthCheck.filter_too_much])
+def test_states_keep_what_is_fixed(state: dict[str, int]) -> None:
+    """No state has TF, IOPL or VM: those are no state of a program's."""
+    assert state["rflags"] & 0x23100 == 0
+
+
+def test_forms_that_are_none() -> None:
+    """Patterns that name nothing, and each that names only what is not made, are told as that."""
+    with pytest.raises(UsageError, match="',' names no form"):
+        select(X86, ",")
+    with pytest.raises(UsageError, match=r"'rdtsc\*' is not made: rdtsc"):
+        select(X86, "sahf,rdtsc*")
+    assert {"sahf", "rdtsc"} <= {*select(X86, "sahf,rdtsc")}
+
+
+def test_a_corpus_without_a_table() -> None:
+    """Where no forms are known, there are mutants of the corpus, and all of them are."""
+    one = Case.parse("arm 020081e0 r1=1")
+    made = Generator(isa("arm"), (), sources=("mutants",), corpus=[one]).chunk(0, 50)
+    assert {case.isa.name for case in made} == {"arm"}
+    assert {case.code for case in made} != {one.code}
+    with pytest.raises(UsageError, match="no table"):
+        Generator(isa("arm"), (), sources=("mutants",))
 
 
 def test_strategies_refuse() -> None:

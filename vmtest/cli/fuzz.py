@@ -85,6 +85,9 @@ def insn(
     if accept and baseline is None:
         raise UsageError("--accept writes to a baseline", hint="--baseline FILE")
     known = accepted.known(baseline, accept)
+    chosen = _sources(sources or ("forms" if forms else None), SOURCES)
+    if corpus is not None and "mutants" not in chosen:
+        raise UsageError("a corpus is for mutants, and none are made", hint="--sources mutants, or forms,mutants")
     plan = Plan(
         isa=row.name,
         executors=names,
@@ -93,7 +96,7 @@ def insn(
         seconds=SECONDS if seconds is None and cases is None else seconds,
         cases=cases,
         length=length,
-        sources=_sources(sources or ("forms" if forms else None), SOURCES),
+        sources=chosen,
         corpus=_corpus(corpus, row.name),
         jobs=jobs,
     )
