@@ -77,7 +77,9 @@ def select(isa: Isa, patterns: str | None) -> list[str]:
             )
         made = [name for name in matching if name == pattern or not known.banned(name)]
         if not made:
-            raise UsageError(f"{pattern!r} is not made: {matching[0]}: {known.banned(matching[0])}", hint="name it in full")
+            raise UsageError(
+                f"{pattern!r} is not made: {matching[0]}: {known.banned(matching[0])}", hint="name it in full"
+            )
         found |= dict.fromkeys(made)
     return list(found)
 
@@ -105,7 +107,9 @@ class Generator:
         self._banned = {name for name in self._forms.names if self._forms.banned(name) and name not in names}
         self._sources = [source for source in sources if names or source == "bytes" or (source == "mutants" and corpus)]
         if not self._sources:
-            raise UsageError(f"there is no table of the forms of {isa.name}", hint="--sources bytes, or mutants of a corpus")
+            raise UsageError(
+                f"there is no table of the forms of {isa.name}", hint="--sources bytes, or mutants of a corpus"
+            )
         self._shares = [_SHARES[source] for source in self._sources]
         self._window = values_of(64)
         self._epoch, self._blocks = -1, list[list[bytes]]()
