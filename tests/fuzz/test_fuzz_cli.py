@@ -231,7 +231,9 @@ def _begun(args: list[str], event: str) -> Iterator[subprocess.Popen[str]]:
 def test_a_bug_of_ours_is_no_finding() -> None:
     """What is no error that we know exits with 2, and a traceback: 1 is for what was found."""
     code = "import vmtest.cli; vmtest.cli.COMMANDS['fuzz'] = 'vmtest.nowhere'; vmtest.cli.main()"
-    done = subprocess.run([sys.executable, "-c", code, "fuzz"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, "fuzz"], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 2
     assert "No module named 'vmtest.nowhere'" in done.stderr
     assert "this is a bug of vmtest" in done.stderr
