@@ -77,9 +77,7 @@ def select(isa: Isa, patterns: str | None) -> list[str]:
             )
         made = [name for name in matching if name == pattern or not known.banned(name)]
         if not made:
-            raise UsageError(
-                f"{pattern!r} is not made: {matching[0]}: {known.banned(matching[0])}", hint="name it in full"
-            )
+            raise UsageError(f"{pattern!r} is not made: {known.banned(matching[0])}", hint="name it in full")
         found |= dict.fromkeys(made)
     return list(found)
 
