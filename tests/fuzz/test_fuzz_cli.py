@@ -14,8 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from vmtest.executors import fleet
 from vmtest.fuzz.campaign import Plan, look_at
+from vmtest.fuzz.judge import Judge
+from vmtest.fuzz.survey import survey
 from vmtest.model.case import Case
+from vmtest.model.isa import isa
 
 VMTEST = str(Path(sys.executable).with_name("vmtest"))
 PAIR = ("--executors", "unicorn,native")
@@ -93,6 +97,22 @@ def test_executors_are_not_held_to_what_they_do_not_claim(tmp_path: Path) -> Non
     assert [finding.seen for finding in differ.findings.values()] == [2]
     ran = look_at(plan, [Case.parse(f"{blsi}0fc7f9 rbx=1")])  # rdseed, which Unicorn runs and does not claim
     assert (ran.unclaimed, ran.findings) == (1, {})
+
+
+def test_the_form_is_of_what_was_run() -> None:
+    """Of several instructions a cluster is named by the last one that was begun, and not by those behind it."""
+    refused, behind = "f7cb00000000", "c4e2f8f3db"  # a second encoding of TEST, which Unicorn has not; BLSI
+    names = ("test_rm32_imm32_f7r1", "nopd", "vex_blsi_r64_rm64")
+    with fleet(("unicorn", "native"), isa("x86_64")) as several:
+        judge = Judge(several, survey(several, names))
+        for code, form in (
+            (refused + behind, "test_rm32_imm32_f7r1"),
+            ("90" + refused + behind, "... ; test_rm32_imm32_f7r1"),
+            ("90" + behind, "... ; vex_blsi_r64_rm64"),
+        ):
+            case = Case.parse(f"x86_64 {code} rbx=1")
+            outcomes = {name: outcome for name, (outcome,) in several.run([case]).items()}
+            assert [key.form for key in judge.judge(case, outcomes).keys] == [form]
 
 
 @pytest.mark.parametrize("length", ["1", "4"])

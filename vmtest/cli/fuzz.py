@@ -38,7 +38,7 @@ def fuzz() -> None:
 @click.option("--corpus", metavar="FILE", type=Path, help="cases to mutate, a line each")
 @click.option("--findings", metavar="DIR", type=Path, default=Path("findings"), help="where they go  [findings]")
 @click.option("--baseline", metavar="FILE", type=Path, help="clusters that are accepted: only others make it fail")
-@click.option("--accept", is_flag=True, help="write what is found to --baseline")
+@click.option("--accept", is_flag=True, help="add what is found to --baseline")
 @click.option("-j", "--jobs", metavar="N", type=int, default=1, help="processes  [1]")
 @click.option("--json", "as_json", is_flag=True, help="print events as lines of JSON")
 def insn(
