@@ -50,3 +50,43 @@ def test_only_new_clusters_fail(pytester: pytest.Pytester) -> None:
     report = ElementTree.parse(pytester.path / "report.xml")  # our own
     properties = {p.get("name"): p.get("value") for p in report.iter("property")}
     assert (properties["vm_fuzz_cases"], properties["vm_fuzz_new"]) == ("1024", "1")
+
+
+INTERRUPTED = """
+import signal
+
+def test_long(executors):
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    executors.fuzz(names="unicorn,native", seconds=120, seed=1, forms="vex_blsi*")
+
+def test_next():
+    pass
+"""
+
+
+def test_interrupted(pytester: pytest.Pytester) -> None:
+    """Ctrl-C while a test fuzzes ends the session, as in any other test."""
+    pytester.makepyfile(INTERRUPTED)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", timeout=60)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.assert_outcomes()
+    result.stdout.fnmatch_lines(["*KeyboardInterrupt*"])
+
+
+SEVERAL = """
+import pytest
+
+@pytest.mark.parametrize("forms", ["vex_blsi_r32_rm32", "vex_blsi_r64_rm64", "*cmpxchg*", "bsf_*"])
+def test_no_new_differences(executors, forms):
+    executors.fuzz(names="unicorn,native", cases=1000, seed=1, forms=forms, baseline="known.jsonl")
+"""
+
+
+def test_accepted_by_several(pytester: pytest.Pytester) -> None:
+    """Tests that run at the same time may accept into one baseline."""
+    pytester.makepyfile(SEVERAL)
+    args = ("-p", "no:cacheprovider", "-n", "2")
+    pytester.runpytest_subprocess(*args, "--vm-accept").assert_outcomes(passed=4)
+    pytester.runpytest_subprocess(*args).assert_outcomes(passed=4)
+    assert len((pytester.path / "known.jsonl").read_text().splitlines()) > 3

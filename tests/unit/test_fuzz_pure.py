@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
 
 from vmtest.compare.limits import limit
 from vmtest.compare.pairs import KINDS, Difference, difference
 from vmtest.errors import UsageError
 from vmtest.forms import forms
 from vmtest.fuzz import baseline
+from vmtest.fuzz.campaign import Plan, Report, in_order
 from vmtest.fuzz.finding import FORMAT, Finding, Key, read, write
 from vmtest.fuzz.minimise import minimise
-from vmtest.fuzz.strategies import cases, instructions, states
+from vmtest.fuzz.shard import Chunk
+from vmtest.fuzz.survey import Survey
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import isa
 
@@ -184,11 +189,45 @@ def test_baselines(tmp_path: Path) -> None:
     """A baseline holds what was known and what was found, and is read as it was written."""
     path = tmp_path / "known.jsonl"
     other = Key("x86_64", "b", "flags", "kvm", "native")
-    baseline.save(path, [other], [_finding()])
+    baseline.save(path, [replace(_finding(), key=other), _finding()])
     assert baseline.load(path) == {other, _finding().key}
     first = path.read_text()
-    baseline.save(path, baseline.load(path), [_finding()])
+    baseline.save(path, [replace(_finding(), case=_case("4801c0"))])
     assert path.read_text() == first
+    assert [one.name for one in tmp_path.iterdir()] == ["known.jsonl"]
+
+
+def test_baselines_of_several_at_once(tmp_path: Path) -> None:
+    """What several write at the same time is all there, whatever each has read before."""
+    path = tmp_path / "known.jsonl"
+    found = [_finding(f"form_{number}") for number in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda finding: baseline.save(path, [finding]), found))
+    assert baseline.load(path) == {finding.key for finding in found}
+
+
+def test_baselines_that_cannot_be_written(tmp_path: Path) -> None:
+    """That there is no directory for it is known before a run; a new one holds nothing."""
+    with pytest.raises(UsageError, match="there is no directory"):
+        baseline.known(tmp_path / "none" / "known.jsonl", True)
+    assert baseline.known(tmp_path / "known.jsonl", True) == frozenset()
+    with pytest.raises(UsageError, match="cannot be read"):
+        baseline.known(tmp_path / "known.jsonl", False)
+
+
+def test_chunks_in_any_order() -> None:
+    """Chunks are added by their numbers, whichever comes first: also one that only counts what another has found."""
+    key = _finding().key
+    chunks = [Chunk(number=0)]
+    chunks.append(Chunk(number=1, findings=[replace(_finding(chunk=1), seen=0)], clusters=Counter({key: 2})))
+    chunks += [Chunk(number=number, clusters=Counter({key: 1})) for number in (2, 3)]
+    chunks.append(Chunk(number=4, findings=[replace(_finding(chunk=4), seen=0)], clusters=Counter({key: 1})))
+    for order in permutations(chunks):
+        plan = Plan(isa="x86_64", executors=("unicorn", "native"), names=(), seed=1)
+        report = Report(plan=plan, survey=Survey(names=(), features={}, excluded={}), executors={})
+        new = [finding for chunk in in_order(order) for finding in report.add(chunk)]
+        assert [(finding.chunk, finding.key) for finding in new] == [(1, key)]
+        assert (report.findings[key].seen, report.findings[key].chunk) == (5, 1)
 
 
 @pytest.mark.parametrize(
@@ -209,27 +248,3 @@ def test_baselines_that_are_none(tmp_path: Path, text: str, told: str) -> None:
         baseline.load(path)
     with pytest.raises(UsageError, match="cannot be read"):
         baseline.load(tmp_path / "none")
-
-
-@settings(max_examples=50)
-@given(instructions("x86_64", max_size=3, forms="add_*,BMI1"))
-def test_instructions_are_of_the_forms(code: bytes) -> None:
-    """The strategy makes instructions, of the forms that were asked for."""
-    assert 0 < len(code) <= X86.code_most
-    assert len(forms("x86_64").decode(code)) >= 1
-
-
-@settings(max_examples=50)
-@given(states("x86_64"), cases("x86_64", max_size=2))
-def test_states_and_cases(state: dict[str, int], case: Case) -> None:
-    """States can be set, and cases are lines that say all of them."""
-    assert len(X86.state(state)) == X86.size
-    assert Case.parse(str(case)) == case
-
-
-def test_strategies_refuse() -> None:
-    """An unknown instruction set and a pattern that matches nothing are UsageErrors, at once."""
-    with pytest.raises(UsageError, match="unknown instruction set"):
-        states("pdp11")
-    with pytest.raises(UsageError, match="no form of x86_64 matches"):
-        instructions("x86_64", forms="frob*")

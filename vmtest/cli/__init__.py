@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from importlib import import_module
 from importlib.metadata import version
@@ -71,5 +72,9 @@ def main() -> None:
         code = 130
     except VmtestError as error:
         print(f"vmtest: {error.whose}: {error}", file=sys.stderr)
+        code = 2
+    except Exception:  # 1 is for what was looked for, and found
+        traceback.print_exc()
+        print("vmtest: internal error: this is a bug of vmtest", file=sys.stderr)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)

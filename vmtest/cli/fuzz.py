@@ -13,6 +13,7 @@ from vmtest.errors import UsageError
 __all__ = ["fuzz"]
 
 SECONDS = 60.0
+INTERRUPTED = 130
 
 
 @click.group()
@@ -37,7 +38,7 @@ def fuzz() -> None:
 @click.option("--corpus", metavar="FILE", type=Path, help="cases to mutate, a line each")
 @click.option("--findings", metavar="DIR", type=Path, default=Path("findings"), help="where they go  [findings]")
 @click.option("--baseline", metavar="FILE", type=Path, help="clusters that are accepted: only others make it fail")
-@click.option("--accept", is_flag=True, help="write what is found to --baseline")
+@click.option("--accept", is_flag=True, help="add what is found to --baseline")
 @click.option("-j", "--jobs", metavar="N", type=int, default=1, help="processes  [1]")
 @click.option("--json", "as_json", is_flag=True, help="print events as lines of JSON")
 def insn(
@@ -62,7 +63,8 @@ def insn(
     Cases are made from the instruction set's forms, random bytes and mutants. Differences that are one (the same form,
     the same kind, the same two executors) are a cluster, of which the smallest case is found and written to a file.
 
-    The exit code is 1 where there is a cluster that the baseline does not hold.
+    The exit code is 1 where there is a cluster that the baseline does not hold, and 130 where there is none and Ctrl-C
+    has ended it: what was found until then is told, too.
     """
     from vmtest.cli.insn import names_of
     from vmtest.fuzz import baseline as accepted
@@ -70,7 +72,7 @@ def insn(
     from vmtest.fuzz.finding import Finding, write
     from vmtest.fuzz.generate import SOURCES, select
     from vmtest.model.isa import isa
-    from vmtest.report.fuzzing import as_line, heading, noted, summary, summary_as_dict
+    from vmtest.report.fuzzing import as_line, beginning, heading, noted, summary, summary_as_dict
     from vmtest.report.progress import shown
 
     row = isa(isa_name)
@@ -82,8 +84,10 @@ def insn(
             raise UsageError(f"{option} {value:g}: it must be more than 0")
     if accept and baseline is None:
         raise UsageError("--accept writes to a baseline", hint="--baseline FILE")
-    fresh = accept and baseline is not None and not baseline.exists()
-    known = accepted.load(baseline) if baseline is not None and not fresh else frozenset()
+    known = accepted.known(baseline, accept)
+    chosen = _sources(sources or ("forms" if forms else None), SOURCES)
+    if corpus is not None and "mutants" not in chosen:
+        raise UsageError("a corpus is for mutants, and none are made", hint="--sources mutants, or forms,mutants")
     plan = Plan(
         isa=row.name,
         executors=names,
@@ -92,10 +96,11 @@ def insn(
         seconds=SECONDS if seconds is None and cases is None else seconds,
         cases=cases,
         length=length,
-        sources=_sources(sources or ("forms" if forms else None), SOURCES),
+        sources=chosen,
         corpus=_corpus(corpus, row.name),
         jobs=jobs,
     )
+    reports = list[Report]()
     with shown() as progress:
         progress.step("asking the executors what they can run")
 
@@ -108,17 +113,25 @@ def insn(
                         click.echo(as_line("finding", finding.as_dict()))
 
         def begun(report: Report) -> None:
-            text = heading(report)
-            click.echo(as_line("begin", {"plan": text}) if as_json else text)
+            reports.append(report)
+            click.echo(as_line("begin", beginning(report)) if as_json else heading(report))
             progress.step("fuzzing")
 
-        report = run(plan, known, told, begun)
+        try:
+            run(plan, known, told, begun)
+        except KeyboardInterrupt:
+            if not reports:
+                raise
+            reports[0].interrupted = True
+    (report,) = reports
     for finding in report.new:
         write(findings, finding)
     if accept and baseline is not None:
-        accepted.save(baseline, known, report.findings.values())
+        accepted.save(baseline, report.findings.values())
     click.echo(as_line("end", summary_as_dict(report)) if as_json else "\n" + summary(report, str(findings)))
-    return int(bool(report.new) and not accept)
+    if report.new and not accept:
+        return 1
+    return INTERRUPTED if report.interrupted else 0
 
 
 def _sources(said: str | None, known: dict[str, str]) -> tuple[str, ...]:

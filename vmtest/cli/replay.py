@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from vmtest.errors import UsageError
+from vmtest.errors import UsageError, VmtestError
+
+if TYPE_CHECKING:
+    from vmtest.fuzz.again import Again
+    from vmtest.fuzz.finding import Finding
+    from vmtest.model.case import Case
 
 __all__ = ["replay"]
 
@@ -24,34 +30,62 @@ def replay(paths: Sequence[Path], executors: str | None, qemus: tuple[str, ...],
 
     FINDING is a file that ``vmtest fuzz insn`` has written, or a folder of them.
 
-    The exit code is 1 where one is still there, 0 where none is.
+    It is, where the same of the same form differs between the same two executors. On others than its own, and other
+    versions, it is where any two of them differ in that.
+
+    The exit code is 1 where one is still there, 0 where none is, 2 where a file could not be read or its executors are
+    not to be had: the others are run all the same.
     """
     from vmtest.cli.insn import names_of
-    from vmtest.executors import fleet
+    from vmtest.fuzz.again import again
     from vmtest.fuzz.finding import read
-    from vmtest.report.insn import side_by_side
 
     files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     if not files:
         raise UsageError(f"there is no finding in {', '.join(map(str, paths))}", hint="they are *.json files")
-    findings = [(file, read(file)) for file in files]
-    there = 0
-    for file, finding in findings:
-        case = finding.first if first else finding.case
-        names = names_of(executors or ",".join(finding.executors), case.isa.name, qemus)
-        with fleet(names, case.isa) as several:
-            outcomes = {name: outcome for name, (outcome,) in several.run([case]).items()}
-            table, differs = side_by_side(case, outcomes, several.blind)
-        there += differs
-        if as_json:
-            said = {name: outcome.as_dict(case.isa) for name, outcome in outcomes.items()}
-            click.echo(json.dumps({"finding": str(file), "case": str(case), "differs": differs, "outcomes": said}))
+    groups: dict[tuple[str, ...], list[tuple[Path, Finding]]] = {}
+    there = total = failed = 0
+    for file in files:
+        try:
+            finding = read(file)
+            names = names_of(executors or ",".join(finding.executors), finding.case.isa.name, qemus)
+            groups.setdefault((finding.case.isa.name, *names), []).append((file, finding))
+        except VmtestError as error:
+            failed += _told(error)
+    for (_, *names), group in groups.items():
+        cases = [(finding, finding.first if first else finding.case) for _, finding in group]
+        try:
+            results = again(cases, names)
+        except VmtestError as error:
+            failed += _told(error)
             continue
-        click.echo(f"{file}\n{table}")
-        click.echo(f"found as: {finding.key}, {finding.verdict}")
-        if finding.rule:
-            click.echo(f"the manual: {finding.rule}")
-        click.echo("it is still there\n" if differs else "it is gone\n")
-    if not as_json:
-        click.echo(f"{there} of {len(findings)} are still there")
-    return int(bool(there))
+        for (file, _), (finding, case), result in zip(group, cases, results, strict=True):
+            total, there = total + 1, there + bool(result.keys)
+            click.echo(_as_json(file, case, result) if as_json else _as_text(file, finding, case, result))
+    if not as_json and total:
+        click.echo(f"{there} of {total} are still there")
+    return 2 if failed else int(bool(there))
+
+
+def _told(error: VmtestError) -> int:
+    """An error that does not keep us from the other findings; it is one."""
+    click.echo(f"vmtest: {error.whose}: {error}", err=True)
+    return 1
+
+
+def _as_json(file: Path, case: Case, result: Again) -> str:
+    said = {name: outcome.as_dict(case.isa) for name, outcome in result.outcomes.items()}
+    data = {"finding": str(file), "case": str(case), "differs": bool(result.keys)}
+    return json.dumps(data | {"others": [key._asdict() for key in result.others], "outcomes": said})
+
+
+def _as_text(file: Path, finding: Finding, case: Case, result: Again) -> str:
+    from vmtest.report.insn import side_by_side
+
+    table, _ = side_by_side(case, result.outcomes, result.blind)
+    lines = [str(file), table, f"found as: {finding.key}, {finding.verdict}"]
+    lines += [f"the manual: {finding.rule}"] if finding.rule else []
+    lines.append("it is still there" if result.keys else "it is gone")
+    lines += [f"put down to a known limit: {what}" for what in result.limits]
+    lines += [f"other differences remain: {key}" for key in result.others]
+    return "\n".join([*lines, ""])

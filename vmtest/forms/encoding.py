@@ -129,7 +129,9 @@ class Row:
 
     def draw(self, random: Random) -> int:
         """A word of this form, if it can be found soon: any at all but for the fields that get a boundary's value."""
-        for _ in range(50):
+        for attempt in range(50):
+            if attempt == 1:
+                random = Random(random.getrandbits(32))  # a strategy's draws are few, however many it takes
             word = self.careless(random)
             for choices in self.wanted:
                 mask, value = choices[int(random.random() * len(choices))]
@@ -143,7 +145,7 @@ class Row:
     def careless(self, random: Random) -> int:
         """A word with the fixed bits of this form, which may be reserved."""
         word = self.match | random.getrandbits(8 * self.size) & ~self.mask
-        while self.tweaks and random.random() < 0.5:
+        while self.tweaks and random.random() >= 0.5:  # what strategies draw first is 0, which is to end it
             choices = self.tweaks[int(random.random() * len(self.tweaks))]
             mask, value = choices[int(random.random() * len(choices))]
             word = word & ~mask | value

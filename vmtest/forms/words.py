@@ -81,7 +81,7 @@ class Words(Forms):
     def make(self, random: Random, name: str) -> Draft:
         """See Forms."""
         row = self.rows[name]
-        if random.random() < RESERVED:
+        if random.random() >= 1 - RESERVED:
             word = row.careless(random)
             if random.random() < 0.5:
                 word ^= 1 << int(random.random() * 8 * row.size)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vmtest.errors import HostError, UsageError
 from vmtest.fuzz.finding import Finding, Key
 
-__all__ = ["FORMAT", "load", "save"]
+__all__ = ["FORMAT", "known", "load", "save"]
 
 FORMAT = 1
 _HINT = "vmtest fuzz insn --baseline FILE --accept writes one, and so does pytest --vm-accept"
@@ -18,6 +21,11 @@ _HEAD = {"vmtest-baseline": FORMAT}
 
 def load(path: Path) -> frozenset[Key]:
     """The clusters of a baseline. Raises UsageError where it is none, or is one of another version."""
+    return frozenset(_lines(path))
+
+
+def _lines(path: Path) -> dict[Key, str]:
+    """Its lines by their clusters."""
     try:
         head, *lines = path.read_text().splitlines() or [""]
         version = json.loads(head)["vmtest-baseline"]
@@ -26,22 +34,48 @@ def load(path: Path) -> frozenset[Key]:
                 f"{path} is a baseline of format {version!r}, and this vmtest reads {FORMAT}",
                 hint=_HINT,
             )
-        return frozenset(Key(*(json.loads(line)[name] for name in Key._fields)) for line in lines if line.strip())
+        return {Key(*(json.loads(line)[name] for name in Key._fields)): line for line in lines if line.strip()}
     except OSError as error:
         raise UsageError(f"the baseline {path} cannot be read: {error.strerror}", hint=_HINT) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is no baseline: {error!r}", hint=_HINT) from None
 
 
-def save(path: Path, known: Iterable[Key], findings: Iterable[Finding]) -> None:
-    """Write a baseline with what was known and what was found, a line a cluster. Raises HostError."""
-    cases = {finding.key: str(finding.case) for finding in findings}
-    lines = [json.dumps(_HEAD)]
-    for key in sorted({*known, *cases}):
-        lines.append(json.dumps(key._asdict() | ({"case": cases[key]} if key in cases else {})))
+def known(path: Path | None, accept: bool) -> frozenset[Key]:
+    """The clusters to begin with. One that is to be written may not be there yet. Raises UsageError, before a run whose
+    clusters could not be written.
+    """
+    if path is None:
+        return frozenset()
+    if not accept or path.exists():
+        return load(path)
+    if not path.parent.is_dir():
+        raise UsageError(f"the baseline {path} cannot be written: there is no directory {path.parent}")
+    return frozenset()
+
+
+def save(path: Path, findings: Iterable[Finding]) -> None:
+    """Add what was found to a baseline, a line a cluster. What it has stays as it is, also what another process has
+    written meanwhile. Raises HostError, and UsageError as ``load`` does.
+    """
     try:
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text("\n".join(lines) + "\n")
-        temporary.replace(path)
+        with _locked(path.parent):
+            lines = _lines(path) if path.exists() else {}
+            for finding in findings:
+                lines.setdefault(finding.key, json.dumps(finding.key._asdict() | {"case": str(finding.case)}))
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+            temporary.write_text("\n".join([json.dumps(_HEAD), *(lines[key] for key in sorted(lines))]) + "\n")
+            temporary.replace(path)
     except OSError as error:
         raise HostError(f"the baseline {path} cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder itself is what is locked, so that no file is left in it."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)

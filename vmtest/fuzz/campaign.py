@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing.synchronize import Event
 
 from vmtest.errors import HostError
 from vmtest.executors import Fleet, fleet
+from vmtest.fuzz import generate
 from vmtest.fuzz.finding import Finding, Key
-from vmtest.fuzz.generate import CHUNK, SOURCES, Generator
+from vmtest.fuzz.generate import CHUNK, SOURCES
 from vmtest.fuzz.shard import Chunk, Shard
 from vmtest.fuzz.survey import Survey, survey
 from vmtest.model.case import Case
 from vmtest.model.isa import isa
 
-__all__ = ["Plan", "Report", "look_at", "run"]
+__all__ = ["Plan", "Report", "in_order", "look_at", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,8 @@ class Plan:
 @dataclass(kw_only=True)
 class Report:
     """What has come of it so far. ``executors`` is what each of them is. ``findings`` are by cluster,
-    ``new`` the ones that ``known`` does not hold.
+    ``new`` the ones that ``known`` does not hold. ``unclaimed`` counts the cases of which a difference does not count,
+    since an executor does not say that it has what they need. ``interrupted`` is a run that was ended by Ctrl-C.
     """
 
     plan: Plan
@@ -56,6 +61,8 @@ class Report:
     compared: int = 0
     alone: int = 0
     differing: int = 0
+    unclaimed: int = 0
+    interrupted: bool = False
     findings: dict[Key, Finding] = field(default_factory=dict)
     limits: Counter[str] = field(default_factory=Counter)
     statuses: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -79,10 +86,11 @@ class Report:
         return len(self.forms & set(self.plan.names))
 
     def add(self, chunk: Chunk) -> list[Finding]:
-        """Add what came of a chunk, and return what it has found for the first time."""
+        """Add what came of a chunk, and return what it has found for the first time. Chunks come by their numbers."""
         self.compared += chunk.compared
         self.alone += chunk.alone
         self.differing += chunk.differing
+        self.unclaimed += chunk.unclaimed
         self.limits.update(chunk.limits)
         self.statuses.update(chunk.statuses)
         self.deaths.update(chunk.deaths)
@@ -90,9 +98,7 @@ class Report:
         self.forms |= chunk.forms
         first = [finding.key for finding in chunk.findings if finding.key not in self.findings]
         for finding in chunk.findings:
-            other = self.findings.get(finding.key)
-            if other is None or finding.chunk < other.chunk:  # so that it does not matter who was faster
-                self.findings[finding.key] = replace(finding, seen=other.seen if other else 0)
+            self.findings.setdefault(finding.key, finding)
         for key, times in chunk.clusters.items():
             self.findings[key] = self.findings[key].seen_again(times)
         return [self.findings[key] for key in first]
@@ -114,7 +120,7 @@ def run(
     """Fuzz. ``begun`` is called when it is known what can be, ``told`` after each chunk with what is new. ``known`` are
     clusters that are accepted.
 
-    Ctrl-C ends it as its time does. Raises UsageError and HostError.
+    Ctrl-C is the caller's: what was begun with has all until then. Raises UsageError and HostError.
     """
     report = prepare(plan, known)
     if begun:
@@ -125,14 +131,12 @@ def run(
         enough = plan.cases is not None and number * CHUNK >= plan.cases
         return enough or (plan.seconds is not None and time.monotonic() - began >= plan.seconds)
 
-    try:
-        for chunk in _chunks(report, is_over):
+    with closing(_chunks(report, is_over)) as chunks:
+        for chunk in chunks:
             report.seconds = time.monotonic() - began
             first = report.add(chunk)
             if told:
                 told(report, first)
-    except KeyboardInterrupt:
-        report.seconds = time.monotonic() - began
     return report
 
 
@@ -146,7 +150,7 @@ def look_at(plan: Plan, cases: Sequence[Case], known: frozenset[Key] = frozenset
 
 def _shard(report: Report, several: Fleet) -> Shard:
     plan = report.plan
-    generator = Generator(
+    generator = generate.Generator(
         isa(plan.isa),
         plan.names,
         seed=plan.seed,
@@ -157,9 +161,20 @@ def _shard(report: Report, several: Fleet) -> Shard:
     return Shard(several, report.survey, generator, several.descriptions)
 
 
-def _chunks(report: Report, is_over: Callable[[int], bool]) -> Iterator[Chunk]:
+def in_order(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The chunks by their numbers: one is held back until all before it are in, whose findings it may only count."""
+    waiting, number = dict[int, Chunk](), 0
+    for chunk in chunks:
+        waiting[chunk.number] = chunk
+        while number in waiting:
+            yield waiting.pop(number)
+            number += 1
+
+
+def _chunks(report: Report, is_over: Callable[[int], bool]) -> Generator[Chunk]:
     if report.plan.jobs > 1:
-        yield from _chunks_of_several(report, is_over)
+        with closing(_chunks_of_several(report, is_over)) as chunks:
+            yield from in_order(chunks)
         return
     number = 0
     with fleet(report.plan.executors, isa(report.plan.isa)) as several:
@@ -169,15 +184,17 @@ def _chunks(report: Report, is_over: Callable[[int], bool]) -> Iterator[Chunk]:
             number += 1
 
 
-def _chunks_of_several(report: Report, is_over: Callable[[int], bool]) -> Iterator[Chunk]:
+def _chunks_of_several(report: Report, is_over: Callable[[int], bool]) -> Generator[Chunk]:
     """Chunks by several processes: which of them runs one makes no difference to what comes of it."""
     number, running = 0, set[Future[Chunk]]()
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(report.plan.jobs, context, initializer=_begin, initargs=(report, os.getpid()))
+    stop = context.Event()
+    pool = ProcessPoolExecutor(report.plan.jobs, context, initializer=_begin, initargs=(report, os.getpid(), stop))
     try:
         while True:
             while len(running) < 2 * report.plan.jobs and not is_over(number):
-                running.add(pool.submit(_run, number, frozenset(report.findings)))
+                with _deaf_children():
+                    running.add(pool.submit(_run, number, frozenset(report.findings)))
                 number += 1
             if not running:
                 return
@@ -186,25 +203,37 @@ def _chunks_of_several(report: Report, is_over: Callable[[int], bool]) -> Iterat
                 yield future.result()
     except BrokenProcessPool as error:
         raise HostError(f"a process of the run has ended: {error}") from None
+    except BaseException:
+        stop.set()  # not after the chunks that they are at, which may take long
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """What is started within never hears a Ctrl-C, which goes to all processes of a terminal: ending them is for us."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _mine: Shard | None = None
 
 
-def _begin(report: Report, parent: int) -> None:
+def _begin(report: Report, parent: int, stop: Event) -> None:
     """In a process of its own: executors that live as long as it does."""
     global _mine
-    several = fleet(report.plan.executors, isa(report.plan.isa))
-    _mine = _shard(report, several)
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    threading.Thread(target=_watch, args=(parent, stop), daemon=True).start()
+    _mine = _shard(report, fleet(report.plan.executors, isa(report.plan.isa)))
 
 
-def _watch(parent: int) -> None:
-    """End when who started us has been killed; our executors' workers end with us."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
+def _watch(parent: int, stop: Event) -> None:
+    """End when we are told to, or who started us has been killed; our executors' workers end with us."""
+    while os.getppid() == parent and not stop.wait(0.2):
+        pass
     os._exit(1)
 
 

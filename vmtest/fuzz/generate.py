@@ -66,15 +66,19 @@ def select(isa: Isa, patterns: str | None) -> list[str]:
     if patterns is None:
         return [name for name in known.names if not known.banned(name)]
     found: dict[str, None] = {}
-    for pattern in filter(None, (word.strip().lower() for word in patterns.split(","))):
+    words = [word for word in (word.strip().lower() for word in patterns.split(",")) if word]
+    if not words:
+        raise UsageError(f"{patterns!r} names no form", hint=f"such as {', '.join(known.names[::700])}")
+    for pattern in words:
         matching = [name for name in known.names if _matches(pattern, name, known.features(name))]
         if not matching:
             raise UsageError(
                 f"no form of {isa.name} matches {pattern!r}", hint=f"such as {', '.join(known.names[::700])}"
             )
-        found |= dict.fromkeys(name for name in matching if name == pattern or not known.banned(name))
-        if not found:
-            raise UsageError(f"{matching[0]} is not made: {known.banned(matching[0])}", hint="name it in full")
+        made = [name for name in matching if name == pattern or not known.banned(name)]
+        if not made:
+            raise UsageError(f"{pattern!r} is not made: {known.banned(matching[0])}", hint="name it in full")
+        found |= dict.fromkeys(made)
     return list(found)
 
 
@@ -99,9 +103,11 @@ class Generator:
         self.isa, self.names, self.seed, self.length, self.corpus = isa, names, seed, length, corpus
         self._forms = forms(isa.name)
         self._banned = {name for name in self._forms.names if self._forms.banned(name) and name not in names}
-        self._sources = [source for source in sources if names or source == "bytes"]
+        self._sources = [source for source in sources if names or source == "bytes" or (source == "mutants" and corpus)]
         if not self._sources:
-            raise UsageError(f"there is no table of the forms of {isa.name}", hint="--sources bytes")
+            raise UsageError(
+                f"there is no table of the forms of {isa.name}", hint="--sources bytes, or mutants of a corpus"
+            )
         self._shares = [_SHARES[source] for source in self._sources]
         self._window = values_of(64)
         self._epoch, self._blocks = -1, list[list[bytes]]()
@@ -118,7 +124,7 @@ class Generator:
         source = random.choices(self._sources, self._shares)[0] if len(self._sources) > 1 else self._sources[0]
         if source == "forms":
             draft = self._instructions(random)
-        elif source == "mutants" and self.corpus and random.random() < 0.5:
+        elif source == "mutants" and self.corpus and (not self.names or random.random() < 0.5):
             return self._checked(random, lambda: _mutated_case(random, random.choice(self.corpus)))
         else:
             return self._checked(random, lambda: self._wild(random, source))

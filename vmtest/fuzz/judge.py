@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from vmtest.compare.decoding import decoding
 from vmtest.compare.limits import Limit, limit
-from vmtest.compare.pairs import Difference, difference
+from vmtest.compare.pairs import KINDS, Difference, difference
 from vmtest.executors import Fleet
-from vmtest.forms import forms
+from vmtest.forms import Instruction, forms
 from vmtest.fuzz.finding import Key
 from vmtest.fuzz.survey import Survey, needed
 from vmtest.model.case import Case, Outcome
@@ -19,12 +19,18 @@ __all__ = ["Judge", "Verdict"]
 
 class Verdict(NamedTuple):
     """Of one case. ``compared`` are the executors whose outcomes count; ``keys`` are the clusters it belongs to, and
-    ``limits`` what is put down to an executor's known limits instead.
+    ``limits`` what is put down to an executor's known limits instead. ``unclaimed`` is whether there was a difference
+    with an executor that does not say that it has what the case needs.
     """
 
     compared: Sequence[str]
     keys: Sequence[Key]
     limits: Sequence[Limit]
+    unclaimed: bool = False
+
+
+_OF_THE_LAST = frozenset(KINDS[: KINDS.index("memory")])
+"""Kinds of difference that the last instruction makes: it may be one that only one of the two has."""
 
 
 class Judge:
@@ -39,28 +45,44 @@ class Judge:
         """Each executor against the first of those that could run it, in the order in which they are believed."""
         told = [name for name in self._names if name in outcomes and outcomes[name].status != "unsupported"]
         able = [name for name in told if outcomes[name].status != "decoded"]
-        found = self._differing(case, outcomes, able)
         wrong = self._wrong_decoders(case, outcomes) if len(able) < len(told) else {}
-        if not found and not wrong:
+        if not self._differing(case, outcomes, able) and not wrong:
             return Verdict(told, (), ())
-        decoded = [one.form for one in self._forms.decode(case.code, case.start)]
-        having = self._survey.able(needed(self._isa, decoded))
-        if not set(able) <= set(having):  # what an executor does not claim to have says nothing of it
-            able = [name for name in able if name in having]
-            found = self._differing(case, outcomes, able)
-            wrong = {name: who for name, who in wrong.items() if who in able}
-        # Of several instructions it is the last one that shows it: what has led there may be anything.
-        form = decoded[0] if len(decoded) == 1 else f"... ; {decoded[-1]}"
+        decoded = self._forms.decode(case.code, case.start)
+        claiming = self._claiming(case, outcomes, able, decoded)
+        found = self._differing(case, outcomes, claiming)
         keys, limits = list[Key](), list[Limit]()
         for name, what in found.items():
-            known = limit(case, what, (name, able[0]), (outcomes[name], outcomes[able[0]]))
+            pair = outcomes[name], outcomes[claiming[0]]
+            known = limit(case, what, (name, claiming[0]), pair)
             if known:
                 limits.append(known)
             else:
-                keys.append(Key(self._isa, form, what.kind, self._labels[name], self._labels[able[0]]))
+                form = _called(_begun(case, decoded, pair))
+                keys.append(Key(self._isa, form, what.kind, self._labels[name], self._labels[claiming[0]]))
         for name, who in wrong.items():
-            keys.append(Key(self._isa, form, "decoding", self._labels[name], self._labels[who]))
-        return Verdict(told, keys, limits)
+            if who in self._survey.able(needed(self._isa, _begun(case, decoded, [outcomes[who]]))):
+                form = _called([one.form for one in decoded])
+                keys.append(Key(self._isa, form, "decoding", self._labels[name], self._labels[who]))
+        return Verdict(told, keys, limits, unclaimed=claiming != able)
+
+    def _claiming(
+        self, case: Case, outcomes: Mapping[str, Outcome], able: Sequence[str], decoded: Sequence[Instruction]
+    ) -> Sequence[str]:
+        """Those of ``able`` without who differs over what it, or who it is held against, does not claim to have."""
+        while True:
+            lacking = set[str]()
+            for name, what in self._differing(case, outcomes, able).items():
+                ran = _begun(case, decoded, [outcomes[name], outcomes[able[0]]])
+                if what.kind not in _OF_THE_LAST and self._is_refused(outcomes[name]):
+                    ran = ran[:-1]  # by both: it is what was before that has made the difference
+                lacking |= {name, able[0]} - {*self._survey.able(needed(self._isa, ran))}
+            if not lacking:
+                return able
+            able = [name for name in able if name not in lacking]
+
+    def _is_refused(self, outcome: Outcome) -> bool:
+        return outcome.status == "exception" and outcome.vector == self._forms.illegal
 
     def _wrong_decoders(self, case: Case, outcomes: Mapping[str, Outcome]) -> Mapping[str, str]:
         """By decoder that contradicts what happened, the executor that has shown it."""
@@ -79,3 +101,20 @@ class Judge:
             if what:
                 found[name] = what
         return found
+
+
+def _begun(case: Case, decoded: Sequence[Instruction], outcomes: Sequence[Outcome]) -> list[str]:
+    """The forms of its instructions up to the first place where it ended, and of all where that is elsewhere."""
+    places = [outcome.end for outcome in outcomes if outcome.end is not None and case.start <= outcome.end < case.end]
+    at, end, found = case.start, min(places, default=case.end), list[str]()
+    for one in decoded:
+        if at > end:
+            break
+        found.append(one.form)
+        at += one.size
+    return found
+
+
+def _called(ran: Sequence[str]) -> str:
+    """Of several instructions it is the last one that shows it: what has led there may be anything."""
+    return ran[0] if len(ran) == 1 else f"... ; {ran[-1]}"

@@ -27,13 +27,15 @@ class Chunk:
     """What came of a chunk. All its cases are in ``compared`` or ``alone``: run by two executors or more, or by fewer.
 
     ``clusters`` counts the cases of each cluster, ``limits`` those put down to known limits; ``flaky`` are cases whose
-    difference was gone the second time. ``statuses`` counts outcomes by executor and status.
+    difference was gone the second time, ``unclaimed`` those with one that an executor is not held to. ``statuses``
+    counts outcomes by executor and status.
     """
 
     number: int
     compared: int = 0
     alone: int = 0
     differing: int = 0
+    unclaimed: int = 0
     clusters: Counter[Key] = field(default_factory=Counter)
     limits: Counter[str] = field(default_factory=Counter)
     statuses: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -56,7 +58,6 @@ class Shard:
         self._judge = Judge(fleet, survey)
         self._forms = forms(fleet.isa.name)
         self._known: set[Key] = set()
-        self._reduced: dict[Key, Key] = {}
         self._blind, self._labels = fleet.blind, fleet.labels
 
     def run(self, number: int, known: Collection[Key] = ()) -> Chunk:
@@ -78,6 +79,7 @@ class Shard:
         outcomes = self._fleet.run(cases)
         for name, several in outcomes.items():
             chunk.statuses.update((name, outcome.status) for outcome in several)
+        found = list[tuple[Case, Key]]()
         for at, case in enumerate(cases):
             judged = self._judge.judge(case, {name: several[at] for name, several in outcomes.items()})
             if len(judged.compared) < 2:
@@ -86,23 +88,20 @@ class Shard:
             chunk.compared += 1
             chunk.forms.update(one.form for one in self._forms.decode(case.code, case.start))
             chunk.differing += bool(judged.keys or judged.limits)
+            chunk.unclaimed += judged.unclaimed
             chunk.limits.update(f"{row.executor}: {row.what}" if row.executor else row.what for row in judged.limits)
-            for key in judged.keys:
-                self._count(case, key, chunk)
+            found += [(case, key) for key in judged.keys]
+        for case, key in found:
+            self._count(*self._shortest(case, key), chunk)
 
     def _count(self, case: Case, key: Key, chunk: Chunk) -> None:
         """Count the case as one of the cluster, of which it may be the first."""
-        key = self._reduced.get(key, key)
         if key not in self._known:
             if key not in self._keys_again(case):
                 chunk.flaky.append(str(case))
                 return
-            shorter, reduced = self._one_instruction(case, key)
-            self._reduced[key] = reduced
-            key = reduced
-            if key not in self._known:
-                self._known.add(key)
-                chunk.findings.append(self._finding(shorter, key, chunk.number))
+            self._known.add(key)
+            chunk.findings.append(self._finding(case, key, chunk.number))
         chunk.clusters[key] += 1
 
     def _keys_again(self, case: Case) -> Sequence[Key]:
@@ -110,16 +109,22 @@ class Shard:
         again = {name: several[0] for name, several in self._fleet.run([case]).items()}
         return self._judge.judge(case, again).keys
 
-    def _one_instruction(self, case: Case, key: Key) -> tuple[Case, Key]:
-        """The shortest run of its instructions that still has these two differ, and the cluster of that."""
-        found, at, sizes = list[Case](), 0, [one.size for one in self._forms.decode(case.code, case.start)]
+    def _shortest(self, case: Case, key: Key) -> tuple[Case, Key]:
+        """The shortest run of its instructions that still has these two differ, in the same if possible, and the
+        cluster of that. It depends on the case alone, and not on what is known: so it is not remembered.
+        """
+        sizes = [one.size for one in self._forms.decode(case.code, case.start)]
         for length in range(1, len(sizes)):
-            for first in range(len(sizes) - length + 1):
-                at, size = sum(sizes[:first]), sum(sizes[first : first + length])
-                found.append(replace(case, code=case.code[at : at + size]))
-        for candidate, keys in zip(found, self._keys(found, key), strict=True):
-            if same := next((other for other in keys if other[3:] == key[3:]), None):
-                return candidate, same
+            places = [(sum(sizes[:at]), sum(sizes[: at + length])) for at in range(len(sizes) - length + 1)]
+            runs = [replace(case, code=case.code[start:end]) for start, end in places]
+            differing = [
+                (run, other)
+                for run, keys in zip(runs, self._keys(runs, key), strict=True)
+                for other in keys
+                if other[3:] == key[3:]
+            ]
+            if differing:
+                return min(differing, key=lambda found: found[1].kind != key.kind)
         return case, key
 
     def _keys(self, cases: Sequence[Case], key: Key) -> list[Sequence[Key]]:

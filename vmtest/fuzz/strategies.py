@@ -14,7 +14,7 @@ from vmtest.errors import UsageError
 from vmtest.forms import Draft, forms
 from vmtest.fuzz.generate import EDGES, select
 from vmtest.model.case import Case
-from vmtest.model.isa import DATA, DATA_SIZE, Register, isa
+from vmtest.model.isa import DATA, DATA_SIZE, Isa, Register, isa
 
 __all__ = ["cases", "instructions", "states"]
 
@@ -37,7 +37,9 @@ def states(isa_name: str) -> st.SearchStrategy[Mapping[str, int]]:
     """
     row = isa(isa_name)
     registers = st.sampled_from([register for register in row.registers if register.kind != "fp status"])
-    return st.lists(registers, max_size=MOST, unique_by=lambda register: register.name).flatmap(_values)
+    return st.lists(registers, max_size=MOST, unique_by=lambda register: register.name).flatmap(
+        lambda several: _values(row, several)
+    )
 
 
 def cases(isa_name: str, *, max_size: int = 1, forms: str | None = None) -> st.SearchStrategy[Case]:
@@ -72,11 +74,12 @@ def _drafts(isa_name: str, max_size: int, patterns: str | None) -> st.SearchStra
     return st.lists(one, min_size=1, max_size=max_size).map(put_together)
 
 
-def _values(registers: list[Register]) -> st.SearchStrategy[Mapping[str, int]]:
-    return st.fixed_dictionaries({register.name: _value(register) for register in registers})
+def _values(row: Isa, registers: list[Register]) -> st.SearchStrategy[Mapping[str, int]]:
+    return st.fixed_dictionaries({register.name: _value(row, register) for register in registers})
 
 
-def _value(register: Register) -> st.SearchStrategy[int]:
+def _value(row: Isa, register: Register) -> st.SearchStrategy[int]:
     most = (1 << 8 * register.size) - 1
+    mask, kept = row.fixed.get(register.name, (0, 0))
     edges = st.sampled_from(sorted({edge & most for edge in EDGES}))
-    return st.one_of(edges, st.integers(0, most))
+    return st.one_of(edges, st.integers(0, most)).map(lambda value: value & ~mask | kept)

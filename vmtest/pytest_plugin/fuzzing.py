@@ -73,8 +73,7 @@ class Executors:
         from vmtest.report.fuzzing import heading, summary
 
         path = Path(baseline) if baseline is not None else None
-        fresh = self._accept and path is not None and not path.exists()
-        known = accepted.load(path) if path is not None and not fresh else frozenset()
+        known = accepted.known(path, self._accept)
         row = row_of(isa)
         plan = Plan(
             isa=isa,
@@ -90,7 +89,7 @@ class Executors:
         for name, value in (("cases", report.cases), ("clusters", len(report.findings)), ("new", len(report.new))):
             self._record(f"vm_fuzz_{name}", value)
         if self._accept and path is not None:
-            accepted.save(path, known, report.findings.values())
+            accepted.save(path, report.findings.values())
         elif report.new:
             for finding in report.new:
                 write(self._findings, finding)

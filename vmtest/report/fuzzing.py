@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vmtest.fuzz.campaign import Report
     from vmtest.fuzz.finding import Finding
 
-__all__ = ["as_line", "heading", "noted", "summary", "summary_as_dict"]
+__all__ = ["as_line", "beginning", "heading", "noted", "summary", "summary_as_dict"]
 
 SHOWN = 40
 """Clusters in the table at the end: the files have all of them."""
@@ -37,6 +37,23 @@ def heading(report: Report) -> str:
     return "\n".join(lines)
 
 
+def beginning(report: Report) -> dict[str, Any]:
+    """The same for JSON."""
+    plan = report.plan
+    return {
+        "isa": plan.isa,
+        "seed": plan.seed,
+        "seconds": plan.seconds,
+        "cases": plan.cases,
+        "jobs": plan.jobs,
+        "length": plan.length,
+        "sources": list(plan.sources),
+        "executors": dict(report.executors),
+        "forms": len(plan.names),
+        "excluded": dict(report.survey.excluded),
+    }
+
+
 def noted(report: Report) -> str:
     """How far it is, in a line."""
     rate = report.cases / report.seconds if report.seconds else 0
@@ -50,12 +67,14 @@ def noted(report: Report) -> str:
 
 def summary(report: Report, folder: str) -> str:
     """What has come of it. ``folder`` is where the findings are."""
-    lines = [f"{noted(report)}, {report.seconds:.0f} s"]
+    lines = [f"{noted(report)}, {report.seconds:.0f} s" + (", interrupted" if report.interrupted else "")]
     lines.append(
         f"{report.compared:,} could be compared, {report.differing:,} of them differed; {report.alone:,} were run by"
         " fewer than two"
     )
     lines += [f"  {times:,} put down to a known limit: {what}" for what, times in report.limits.most_common()]
+    if report.unclaimed:
+        lines.append(f"  {report.unclaimed:,} differed over what an executor does not claim to have, and do not count")
     odd = Counter({key: times for key, times in report.statuses.items() if key[1] not in ("ok", "exception")})
     lines += [f"  {name}: {times:,} {status}" for (name, status), times in odd.most_common()]
     lines += [f"  {name}: {times:,} workers died of cases" for name, times in report.deaths.items() if times]
@@ -112,10 +131,12 @@ def summary_as_dict(report: Report) -> dict[str, Any]:
         "isa": report.plan.isa,
         "seed": report.plan.seed,
         "seconds": round(report.seconds, 2),
+        "interrupted": report.interrupted,
         "cases": report.cases,
         "compared": report.compared,
         "alone": report.alone,
         "differing": report.differing,
+        "not claimed": report.unclaimed,
         "forms": {"made": len(report.plan.names), "covered": report.covered},
         "excluded": dict(report.survey.excluded),
         "limits": dict(report.limits),
