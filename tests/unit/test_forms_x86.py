@@ -84,6 +84,8 @@ def test_code_that_is_cut_off() -> None:
     ("line", "undefined"),
     [
         ("480fbcc3 rax=1", {"rax": -1, "rflags": 0x895}),  # bsf of 0: SDM, volume 2
+        ("480fbc06 rsi=0x20000000", {"rax": -1, "rflags": 0x895}),  # bsf of 0 in memory
+        ("480fbc06 rsi=0x20000000 [7]=80", {"rflags": 0x895}),
         ("480fbcc3 rbx=4", {"rflags": 0x895}),
         ("66c1d009", {"rflags": 0x800}),  # rcl ax, 9
         ("660fa4d811", {"rax": -1, "rflags": 0x8D5}),  # shld ax, bx, 17
@@ -113,7 +115,13 @@ def test_what_is_undefined(line: str, undefined: dict[str, int]) -> None:
         ("456522f0", {"misplaced REX"}),
         ("480fafc375009c", {"undefined flags"}),  # imul; jne; pushf
         ("f2e100", {"repeated branch"}),
-        ("4076fa", {"privileged", "jumps back", "cut off"}),  # jbe into the zeros before, from which it comes to cli
+        ("f066430f1c2da6f6ff0f", {"no instruction"}),
+        ("ebfe", {"loop"}),
+        ("0100", {"read and written"}),
+        (
+            "4076fa",
+            {"loop", "privileged", "jumps back", "cut off"},
+        ),  # jbe into the zeros before, from which it comes to cli
         ("a6", {"two operands"}),
         ("36488b01", {"segment override"}),
         ("4801d8", set()),

@@ -28,6 +28,7 @@ from vmtest.forms.x86_causes import causes
 from vmtest.forms.x86_encode import Template
 from vmtest.forms.x86_features import cpuid_cases, features_said
 from vmtest.forms.x86_rules import APPROXIMATE, BANNED, ELSEWHERE, RULES, UNDEFINED, alike
+from vmtest.forms.x86_taint import tainted
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import Isa
 
@@ -147,6 +148,10 @@ class Table(Forms):
     def causes(self, case: Case) -> frozenset[str]:
         """See Forms."""
         return causes(case, self._bits)
+
+    def tainted(self, case: Case) -> Mapping[str, int]:
+        """See Forms."""
+        return tainted(case, self._decoded(case.code, case.start), _mask)
 
     def alike(self, case: Case, register: str, one: int, other: int) -> bool:
         """See Forms."""

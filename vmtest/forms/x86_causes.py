@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from iced_x86 import Decoder, DecoderError, FlowControl, Mnemonic, RegisterExt, RflagsBits
+from iced_x86 import Decoder, DecoderError, Mnemonic, RegisterExt, RflagsBits
 
-from vmtest.forms.x86_access import accesses, target
+from vmtest.forms.x86_access import JUMPS, accesses, is_read_and_written, target
 from vmtest.forms.x86_rules import PREFIXES
 from vmtest.model.case import Case
 
@@ -59,7 +59,12 @@ def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
         yield "privileged"
     if {0x26, 0x2E, 0x36, 0x3E} & set(prefixes):
         yield "segment override"
-    if one.flow_control != FlowControl.NEXT:
+    if is_read_and_written(one):
+        yield "read and written"
+    if one.flow_control in JUMPS:
+        to = one.near_branch_target or target(case, one) or 0
+        if case.isa.code <= to <= one.ip:
+            yield "loop"
         if 0x66 in prefixes:
             yield "size of a branch"
         if {0xF2, 0xF3} & set(prefixes):
