@@ -120,7 +120,7 @@ def test_what_is_undefined(line: str, undefined: dict[str, int]) -> None:
         ("0100", {"read and written"}),
         (
             "4076fa",
-            {"loop", "privileged", "jumps back", "cut off"},
+            {"loop", "read and written", "privileged", "jumps back", "cut off"},
         ),  # jbe into the zeros before, from which it comes to cli
         ("a6", {"two operands"}),
         ("36488b01", {"segment override"}),

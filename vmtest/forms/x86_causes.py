@@ -1,4 +1,4 @@
-"""What of an x86 case leads to differences that say nothing of one instruction: the words of compare/limits.py."""
+"""What of an x86 case leads to differences that say nothing of one instruction: the words of compare/limits_*.py."""
 
 from __future__ import annotations
 
