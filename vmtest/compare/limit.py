@@ -23,9 +23,10 @@ class Limit:
     It shows as a difference of ``kinds``. ``cause`` is what of the case leads to it (Forms.causes), ``vectors`` the
     exceptions that the other one raises for it, as instruction sets number them whose names begin with ``isa``.
     ``at_the_end`` is for those of which one cannot read what is behind the code, and ``further`` is by how many bytes
-    it is wrong about the program counter. Of bits ``told`` are some, by register, of which the other one has set what
-    it has not, and ``lacks`` all in which registers of the kind differ, the other one having them set; ``error`` are
-    the same of the error code. ``tainted`` is for a difference in nothing but what goes by undefined flags.
+    it is wrong about the program counter. ``told`` are bits, by register, of which the other one has set some that it
+    has not. To ``lacks`` and ``extra`` the registers of the kind must differ in nothing but: bits that the other one
+    has set and it has not, and the other way round. ``error`` are bits of the error code of which it lacks some.
+    ``tainted`` is for a difference in nothing but what goes by undefined flags.
     """
 
     executor: str
@@ -39,6 +40,7 @@ class Limit:
     further: int = 0
     told: Mapping[str, int] = field(default_factory=dict)
     lacks: Mapping[str, int] = field(default_factory=dict)
+    extra: Mapping[str, int] = field(default_factory=dict)
     error: int = 0
     tainted: bool = False
 

@@ -42,7 +42,7 @@ def _follows(row: Limit, case: Case, found: Difference, mine: Outcome, other: Ou
         return False
     if row.told and not any(_lacking(case, mine, other, name) & bits for name, bits in row.told.items()):
         return False
-    if row.lacks and not _lacks(row, case, found, mine, other):
+    if (row.lacks or row.extra) and not _is_confined(row, case, found, mine, other):
         return False
     return not row.tainted or _is_tainted(case, found)
 
@@ -56,13 +56,16 @@ def _lacking(case: Case, mine: Outcome, other: Outcome, register: str) -> int:
     return two & ~one
 
 
-def _lacks(row: Limit, case: Case, found: Difference, mine: Outcome, other: Outcome) -> bool:
-    """Whether all bits in which registers of the kind differ are those that the row has, and set by the other one."""
+def _is_confined(row: Limit, case: Case, found: Difference, mine: Outcome, other: Outcome) -> bool:
+    """Whether all bits in which registers of the kind differ are those that the row has, and in its direction."""
+
+    def explained(name: str) -> int:
+        lacks = row.lacks.get(name, 0) & _lacking(case, mine, other, name)
+        return lacks | row.extra.get(name, 0) & _lacking(case, other, mine, name)
+
     kinds = {register.name: register.kind for register in case.isa.registers}
     differing = [(name, bits) for name, bits in found.bits if kinds[name] == found.kind]
-    return bool(differing) and all(
-        not bits & ~(row.lacks.get(name, 0) & _lacking(case, mine, other, name)) for name, bits in differing
-    )
+    return bool(differing) and not any(bits & ~explained(name) for name, bits in differing)
 
 
 def _is_tainted(case: Case, found: Difference) -> bool:

@@ -34,6 +34,35 @@ _UNICORN = (
         lacks={"mxcsr": 0x3F, "fsw": 0xFF},
         source="Intel SDM, volume 1, sections 8.1.3.3 and 10.2.3.1; QEMU has done so for MXCSR since 5.2",
     ),
+    Limit(
+        executor="unicorn",
+        isa="x86",
+        what="it does not tell, by C1, that a result of x87 has been rounded up, as it does not raise PE",
+        kinds=("fp status",),
+        told={"fsw": 0x20},
+        lacks={"fsw": 0x2FF},
+        source="Intel SDM, volume 1, sections 8.1.3.3 and 8.5.6",
+    ),
+    Limit(
+        executor="unicorn",
+        isa="x86",
+        what="of 0 by 0 it raises ZE, and not IE",
+        kinds=("fp status",),
+        told={"fsw": 0x1},
+        lacks={"fsw": 0x1},
+        extra={"fsw": 0x4},
+        source="Intel SDM, volume 1, table 8-10",
+    ),
+    Limit(
+        executor="unicorn",
+        isa="x86",
+        what="of SSSE3 with MMX registers it does not set the x87 tags, nor the top of the stack to 0",
+        kinds=("fp status",),
+        cause="MMX of SSSE3",
+        lacks={"ftw": 0xFF},
+        extra={"fsw": 0x3800},
+        source="Intel SDM, volume 1, section 9.5.1",
+    ),
 )
 _TCG = tuple(
     row
@@ -64,6 +93,17 @@ _TCG = tuple(
             lacks=dict.fromkeys(_ST, 0xFFFF << 64),
             source="Intel SDM, volume 1, section 9.5.2",
         ),
+        Limit(
+            executor=who,
+            isa="x86",
+            what="it changes the x87 tags before the operand of MMX has failed",
+            kinds=("fp status",),
+            cause="MMX",
+            vectors=(12, 13, 14),
+            extra={"ftw": 0xFF},
+            lacks={"fsw": 0x3800},
+            source="Intel SDM, volume 3, section 6.5: what a fault leaves is the state before the instruction",
+        ),
     )
 )
 _QEMU = (
@@ -74,15 +114,6 @@ _QEMU = (
         kinds=("fp status",),
         lacks={"mxcsr": 0x2, "fsw": 0x2},
         source="Intel SDM, volume 1, sections 4.9.1.2, 8.5.2 and 11.5.2.2",
-    ),
-    Limit(
-        executor="qemu",
-        isa="x86",
-        what="it changes the x87 tags before the operand of MMX has failed",
-        kinds=("fp status",),
-        cause="MMX",
-        vectors=(12, 13, 14),
-        source="Intel SDM, volume 3, section 6.5: what a fault leaves is the state before the instruction",
     ),
     Limit(
         executor="qemu",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from iced_x86 import Decoder, DecoderError, Mnemonic, RegisterExt, RflagsBits
+from iced_x86 import CpuidFeature, Decoder, DecoderError, Mnemonic, RegisterExt, RflagsBits
 
 from vmtest.forms.x86_access import JUMPS, accesses, is_read_and_written, target
 from vmtest.forms.x86_rules import PREFIXES
@@ -53,6 +53,8 @@ def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
         yield "no instruction"
     if any(RegisterExt.is_mm(one.op_register(at)) for at in range(one.op_count)):
         yield "MMX"
+        if CpuidFeature.SSSE3 in one.cpuid_features():
+            yield "MMX of SSSE3"
     if one.mnemonic in (Mnemonic.MASKMOVQ, Mnemonic.MASKMOVDQU):
         yield "masked store"
     if one.is_privileged or one.rflags_written & RflagsBits.IF:
