@@ -109,6 +109,13 @@ def _limit(line: str, who: str, mine: dict[str, int], other: dict[str, int]) -> 
         ("d9fc", "unicorn", {}, {"fsw": 0x20}, "raise all flags"),
         ("d9fc", "unicorn", {}, {"ftw": 1, "fsw": 0x20}, ""),
         ("d92e", "unicorn", {"fcw": 0x37F}, {"fcw": 0x40}, ""),
+        ("d8c1", "unicorn", {"fsw": 0x200}, {"fsw": 0x20}, "C1"),  # fadd
+        ("d8c1", "unicorn", {}, {"fsw": 0x220}, "C1"),
+        ("d8c1", "unicorn", {"fsw": 4}, {"fsw": 1}, ""),
+        ("d8f1", "unicorn", {"fsw": 4}, {"fsw": 1}, "ZE"),  # fdiv
+        ("d9e5", "unicorn", {"fsw": 0x200}, {}, ""),  # the sign of FXAM
+        ("0f381cc1", "unicorn", {"fsw": 0x1000}, {"ftw": 0xFF}, "SSSE3"),  # pabsb
+        ("0feec1", "unicorn", {"fsw": 0x1000}, {"ftw": 0xFF}, ""),
         ("0f58c1", "qemu", {}, {"mxcsr": 0x1F82}, "raise DE"),
         ("0f58c1", "qemu", {}, {"mxcsr": 0x1FA2}, ""),
         ("d9fc", "qemu", {}, {"ftw": 2}, ""),

@@ -35,8 +35,8 @@ _FETCHING = (
 _MODES = tuple(
     Limit(executor=who, isa=isa, what=_PRIVILEGED, kinds=INSTEAD, cause="privileged", vectors=vectors, source=source)
     for who, isa, vectors, source in (
-        ("unicorn", "x86", (13,), "Intel SDM, volume 3, section 5.9"),
-        ("kvm", "x86", (13,), "Intel SDM, volume 3, section 5.9"),
+        ("unicorn", "x86", (13, 17), "Intel SDM, volume 3, sections 5.9 and 6.15 (#AC is of user mode)"),
+        ("kvm", "x86", (13, 17), "Intel SDM, volume 3, sections 5.9 and 6.15 (#AC is of user mode)"),
         ("unicorn", "aarch64", (0x00, 0x18), "Arm ARM, DDI 0487, section D1.3"),
         ("unicorn", "riscv64", (2,), "RISC-V, volume II, chapter 2"),
     )

@@ -13,6 +13,11 @@ from vmtest.model.case import Case
 
 __all__ = ["causes"]
 
+_X87 = {CpuidFeature.FPU, CpuidFeature.FPU287, CpuidFeature.FPU387}
+_DIVISIONS = {
+    Mnemonic.FDIV, Mnemonic.FDIVP, Mnemonic.FDIVR, Mnemonic.FDIVRP, Mnemonic.FIDIV, Mnemonic.FIDIVR,
+}  # fmt: skip
+
 
 def causes(case: Case, bits: int) -> frozenset[str]:
     """See Forms.causes. Addresses are told from what the case begins with: where an instruction behind another one, or
@@ -55,6 +60,10 @@ def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
         yield "MMX"
         if CpuidFeature.SSSE3 in one.cpuid_features():
             yield "MMX of SSSE3"
+    if _X87 & set(one.cpuid_features()) and one.mnemonic != Mnemonic.FXAM:  # whose C1 is the sign
+        yield "C1 of rounding"
+    if one.mnemonic in _DIVISIONS:
+        yield "x87 division"
     if one.mnemonic in (Mnemonic.MASKMOVQ, Mnemonic.MASKMOVDQU):
         yield "masked store"
     if one.is_privileged or one.rflags_written & RflagsBits.IF:
