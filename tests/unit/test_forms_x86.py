@@ -124,6 +124,10 @@ def test_what_is_undefined(line: str, undefined: dict[str, int]) -> None:
         ),  # jbe into the zeros before, from which it comes to cli
         ("a6", {"two operands"}),
         ("36488b01", {"segment override"}),
+        (
+            "36488b01 rcx=0x8000000000000000",
+            {"segment override", "not canonical", "not canonical with an override"},
+        ),
         ("4801d8", set()),
     ],
 )

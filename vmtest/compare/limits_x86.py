@@ -19,7 +19,7 @@ _UNICORN = (
     ),
     Limit(
         executor="unicorn",
-        isa="x86",
+        isa="x86_64",
         what="it does not check that addresses are canonical",
         kinds=INSTEAD,
         cause="not canonical",
@@ -147,7 +147,7 @@ _QEMU = (
     ),
     Limit(
         executor="qemu",
-        isa="x86",
+        isa="x86_64",
         what="of a stack address that is not canonical it raises #GP, and not #SS",
         kinds=("exception",),
         cause="not canonical",
@@ -156,7 +156,7 @@ _QEMU = (
     ),
     Limit(
         executor="qemu",
-        isa="x86",
+        isa="x86_64",
         what="it raises #GP for a branch to what is not canonical at its target",
         kinds=("end",),
         cause="not canonical",
@@ -167,10 +167,10 @@ _QEMU = (
 _KVM = (
     Limit(
         executor="kvm",
-        isa="x86",
+        isa="x86_64",
         what="of an address that is not canonical it raises #SS or #GP by an override, which 64-bit mode ignores",
         kinds=("exception",),
-        cause="segment override",
+        cause="not canonical with an override",
         vectors=(12, 13),
         source="AMD64 APM, volume 1, section 2.1.1; Intel SDM, volume 1, section 3.4.2.1",
     ),
@@ -204,7 +204,7 @@ _OPEN = (
     ),
     Limit(
         executor="",
-        isa="x86",
+        isa="x86_64",
         what="of a branch with the prefix 66 Intel's CPUs go on in 64 bits, and AMD's in 16",
         kinds=ANY,
         cause="size of a branch",

@@ -47,6 +47,8 @@ def causes(case: Case, bits: int) -> frozenset[str]:
         found.add("not canonical")
     if {"misaligned", "not canonical"} <= found:
         found.add("two faults")
+    if {"segment override", "not canonical"} <= found:
+        found.add("not canonical with an override")
     return frozenset(found)
 
 
