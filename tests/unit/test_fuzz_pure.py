@@ -112,7 +112,9 @@ def _limit(line: str, who: str, mine: dict[str, int], other: dict[str, int]) -> 
         ("d8c1", "unicorn", {"fsw": 0x200}, {"fsw": 0x20}, "C1"),  # fadd
         ("d8c1", "unicorn", {}, {"fsw": 0x220}, "C1"),
         ("d8c1", "unicorn", {"fsw": 4}, {"fsw": 1}, ""),
+        ("df000f2fd3", "unicorn", {"fsw": 0x200}, {"mxcsr": 0x1F82}, "C1"),  # fild; comiss: two limits
         ("d8f1", "unicorn", {"fsw": 4}, {"fsw": 1}, "ZE"),  # fdiv
+        ("d9ee", "qemu", {"fsw": 0x200}, {}, "C1"),  # fldz
         ("d9e5", "unicorn", {"fsw": 0x200}, {}, ""),  # the sign of FXAM
         ("0f381cc1", "unicorn", {"fsw": 0x1000}, {"ftw": 0xFF}, "SSSE3"),  # pabsb
         ("0feec1", "unicorn", {"fsw": 0x1000}, {"ftw": 0xFF}, ""),

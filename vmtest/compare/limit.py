@@ -24,9 +24,9 @@ class Limit:
     exceptions that the other one raises for it, as instruction sets number them whose names begin with ``isa``.
     ``at_the_end`` is for those of which one cannot read what is behind the code, and ``further`` is by how many bytes
     it is wrong about the program counter. ``told`` are bits, by register, of which the other one has set some that it
-    has not. To ``lacks`` and ``extra`` the registers of the kind must differ in nothing but: bits that the other one
-    has set and it has not, and the other way round. ``error`` are bits of the error code of which it lacks some.
-    ``tainted`` is for a difference in nothing but what goes by undefined flags.
+    has not. ``lacks`` are those that the other one has set and it has not, and ``extra`` the other way round: registers
+    of the kind may differ in nothing but these, of one row or of several. ``error`` are bits of the error code of which
+    it lacks some. ``tainted`` is for a difference in nothing but what goes by undefined flags.
     """
 
     executor: str

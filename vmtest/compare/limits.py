@@ -4,6 +4,8 @@ named, and make no cluster. A difference is only put down to a limit where the o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vmtest.compare import limits_other, limits_x86
 from vmtest.compare.limit import STATE, Limit
 from vmtest.compare.pairs import Difference
@@ -16,16 +18,26 @@ LIMITS = (*limits_x86.ROWS, *limits_other.ROWS)
 
 
 def limit(case: Case, found: Difference, pair: tuple[str, str], outcomes: tuple[Outcome, Outcome]) -> Limit | None:
-    """The limit of one of the two executors that a difference between them follows from, None where there is none."""
+    """The limit of one of the two executors that a difference between them follows from, None where there is none. Of
+    several that together explain all bits that differ it is the last one.
+    """
     causes = forms(case.isa.name).causes(case)
+    kinds = {register.name: register.kind for register in case.isa.registers}
+    differing = {name: bits for name, bits in found.bits if kinds[name] == found.kind}
+    left = [dict(differing), dict(differing)]
     for row in LIMITS:
         if not case.isa.name.startswith(row.isa) or found.kind not in row.kinds:
             continue
         if row.cause and row.cause not in causes:
             continue
         for mine, name in enumerate(pair):
-            here = row.executor in ("", name.partition(":")[0])
-            if here and _follows(row, case, found, outcomes[mine], outcomes[1 - mine]):
+            one, other = outcomes[mine], outcomes[1 - mine]
+            if row.executor not in ("", name.partition(":")[0]) or not _follows(row, case, found, one, other):
+                continue
+            if not row.lacks and not row.extra:
+                return row
+            before, left[mine] = left[mine], _unexplained(row, case, left[mine], one, other)
+            if before and not left[mine]:
                 return row
     return None
 
@@ -42,8 +54,6 @@ def _follows(row: Limit, case: Case, found: Difference, mine: Outcome, other: Ou
         return False
     if row.told and not any(_lacking(case, mine, other, name) & bits for name, bits in row.told.items()):
         return False
-    if (row.lacks or row.extra) and not _is_confined(row, case, found, mine, other):
-        return False
     return not row.tainted or _is_tainted(case, found)
 
 
@@ -56,16 +66,14 @@ def _lacking(case: Case, mine: Outcome, other: Outcome, register: str) -> int:
     return two & ~one
 
 
-def _is_confined(row: Limit, case: Case, found: Difference, mine: Outcome, other: Outcome) -> bool:
-    """Whether all bits in which registers of the kind differ are those that the row has, and in its direction."""
-
-    def explained(name: str) -> int:
+def _unexplained(row: Limit, case: Case, differing: Mapping[str, int], mine: Outcome, other: Outcome) -> dict[str, int]:
+    """By register, the bits that differ and are not those that the row has, or not in its direction."""
+    found = {}
+    for name, bits in differing.items():
         lacks = row.lacks.get(name, 0) & _lacking(case, mine, other, name)
-        return lacks | row.extra.get(name, 0) & _lacking(case, other, mine, name)
-
-    kinds = {register.name: register.kind for register in case.isa.registers}
-    differing = [(name, bits) for name, bits in found.bits if kinds[name] == found.kind]
-    return bool(differing) and not any(bits & ~explained(name) for name, bits in differing)
+        if left := bits & ~(lacks | row.extra.get(name, 0) & _lacking(case, other, mine, name)):
+            found[name] = left
+    return found
 
 
 def _is_tainted(case: Case, found: Difference) -> bool:

@@ -83,7 +83,7 @@ def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
         if {0xF2, 0xF3} & set(prefixes):
             yield "repeated branch"
         if case.isa.code <= one.near_branch_target < case.start:  # into zeros, which are add [rax],al, up to the case
-            yield from ("cut off", "jumps back")
+            yield from ("cut off", "jumps back", "read and written")
         if not is_canonical(target(case, one) or 0):
             yield "not canonical"
     reached = list(accesses(case, one))
