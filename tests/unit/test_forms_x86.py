@@ -90,6 +90,8 @@ def test_code_that_is_cut_off() -> None:
         ("66c1d009", {"rflags": 0x800}),  # rcl ax, 9
         ("660fa4d811", {"rax": -1, "rflags": 0x8D5}),  # shld ax, bx, 17
         ("660fa4d80f", {"rflags": 0x810}),
+        ("480fafc3f2ae", {"rflags": 0xD4}),  # imul; repne scasb, which may have nothing to do
+        ("480fafc3ae", {}),
         ("660fc8", {"rax": -1}),  # bswap ax
         ("d8c1", {"fsw": 0x4500}),  # fadd
         ("4801d8", {}),

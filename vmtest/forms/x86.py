@@ -23,6 +23,7 @@ from iced_x86 import (
 from iced_x86 import Instruction as Decoded
 
 from vmtest.forms.base import BAD, Draft, Forms, Instruction
+from vmtest.forms.x86_access import flags_written
 from vmtest.forms.x86_bad import bad_name
 from vmtest.forms.x86_causes import causes
 from vmtest.forms.x86_encode import Template
@@ -136,8 +137,7 @@ class Table(Forms):
         """See Forms. Source: Intel SDM, volume 1, appendix A, by iced-x86's ``rflags_undefined``, and UNDEFINED."""
         flags, found = 0, dict[str, int]()
         for one in self._decoded(case.code, case.start):
-            written = one.rflags_written | one.rflags_cleared | one.rflags_set
-            flags = flags & ~_mask(written) | _mask(one.rflags_undefined)
+            flags = flags & ~_mask(flags_written(one)) | _mask(one.rflags_undefined)
             if rule := UNDEFINED.get(_mnemonic(one.op_code())):
                 for register, mask in rule(case, one).items():
                     found[register] = found.get(register, 0) | mask

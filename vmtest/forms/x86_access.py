@@ -20,7 +20,7 @@ from iced_x86 import Mnemonic as M
 from vmtest.model.case import Case
 from vmtest.model.isa import DATA_SIZE
 
-__all__ = ["JUMPS", "WRITES", "accesses", "is_read_and_written", "read", "register_value", "target"]
+__all__ = ["JUMPS", "WRITES", "accesses", "flags_written", "is_read_and_written", "read", "register_value", "target"]
 
 JUMPS = {
     FlowControl.UNCONDITIONAL_BRANCH, FlowControl.INDIRECT_BRANCH, FlowControl.CONDITIONAL_BRANCH, FlowControl.RETURN,
@@ -67,6 +67,13 @@ def accesses(case: Case, one: Any) -> Iterator[tuple[int, int, bool]]:
             address += index // bits * (bits // 8)
         address %= 1 << 8 * max(1, 1 << memory.address_size) if memory.address_size else _MOST + 1
         yield address, size, _is_aligned(one, size)
+
+
+def flags_written(one: Any) -> int:
+    """The flags that it writes in any case, as iced-x86 has them: a repeated one may have nothing to do."""
+    if one.is_string_instruction and (one.has_rep_prefix or one.has_repne_prefix):
+        return 0
+    return int(one.rflags_written | one.rflags_cleared | one.rflags_set)
 
 
 def is_read_and_written(one: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from iced_x86 import CpuidFeature, Decoder, DecoderError, Mnemonic, RegisterExt, RflagsBits
 
-from vmtest.forms.x86_access import JUMPS, accesses, is_read_and_written, target
+from vmtest.forms.x86_access import JUMPS, accesses, flags_written, is_read_and_written, target
 from vmtest.forms.x86_rules import PREFIXES
 from vmtest.model.case import Case
 
@@ -37,7 +37,7 @@ def causes(case: Case, bits: int) -> frozenset[str]:
                 found.add("cut off")
             if undefined & one.rflags_read:
                 found.add("undefined flags")
-            undefined = undefined & ~(one.rflags_written | one.rflags_cleared | one.rflags_set) | one.rflags_undefined
+            undefined = undefined & ~flags_written(one) | one.rflags_undefined
             found.update(_of_one(case, one, code[at : at + one.len], bits))
             if case.isa.code <= one.near_branch_target < case.end:
                 to = one.near_branch_target - case.start + 1
