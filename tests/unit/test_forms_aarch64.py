@@ -287,8 +287,10 @@ def test_causes() -> None:
             case = Case.parse(f"aarch64 {code} x1={DATA + DATA_SIZE + place - offset} {index}")
             assert TABLE.causes(case) == causes, (word, place)
     for line, causes in (
-        ("20001fd6 x1=0x4000000010000ffc", {"top byte"}),  # br x1
-        ("20001fd6 x1=0x10000ffc", set()),
+        ("20001fd6 x1=0x4000000010000ffc", {"top byte", "loop"}),  # br x1
+        ("20001fd6 x1=0x10000ffc", {"loop"}),
+        ("00000014", {"loop"}),  # b .
+        ("01000014", set()),
         ("200040f9 x1=0x1000000020000000", {"top byte"}),  # ldr x0, [x1]
         ("2000028b x1=0x1000000020000000", set()),
     ):

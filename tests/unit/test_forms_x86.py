@@ -84,10 +84,14 @@ def test_code_that_is_cut_off() -> None:
     ("line", "undefined"),
     [
         ("480fbcc3 rax=1", {"rax": -1, "rflags": 0x895}),  # bsf of 0: SDM, volume 2
+        ("480fbc06 rsi=0x20000000", {"rax": -1, "rflags": 0x895}),  # bsf of 0 in memory
+        ("480fbc06 rsi=0x20000000 [7]=80", {"rflags": 0x895}),
         ("480fbcc3 rbx=4", {"rflags": 0x895}),
         ("66c1d009", {"rflags": 0x800}),  # rcl ax, 9
         ("660fa4d811", {"rax": -1, "rflags": 0x8D5}),  # shld ax, bx, 17
         ("660fa4d80f", {"rflags": 0x810}),
+        ("480fafc3f2ae", {"rflags": 0xD4}),  # imul; repne scasb, which may have nothing to do
+        ("480fafc3ae", {}),
         ("660fc8", {"rax": -1}),  # bswap ax
         ("d8c1", {"fsw": 0x4500}),  # fadd
         ("4801d8", {}),
@@ -113,9 +117,19 @@ def test_what_is_undefined(line: str, undefined: dict[str, int]) -> None:
         ("456522f0", {"misplaced REX"}),
         ("480fafc375009c", {"undefined flags"}),  # imul; jne; pushf
         ("f2e100", {"repeated branch"}),
-        ("4076fa", {"privileged", "jumps back", "cut off"}),  # jbe into the zeros before, from which it comes to cli
+        ("f066430f1c2da6f6ff0f", {"no instruction"}),
+        ("ebfe", {"loop"}),
+        ("0100", {"read and written"}),
+        (
+            "4076fa",
+            {"loop", "read and written", "privileged", "jumps back", "cut off"},
+        ),  # jbe into the zeros before, from which it comes to cli
         ("a6", {"two operands"}),
         ("36488b01", {"segment override"}),
+        (
+            "36488b01 rcx=0x8000000000000000",
+            {"segment override", "not canonical", "not canonical with an override"},
+        ),
         ("4801d8", set()),
     ],
 )

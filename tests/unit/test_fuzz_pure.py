@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vmtest.compare.limits import limit
+from vmtest.compare.limits import LIMITS, limit
 from vmtest.compare.pairs import KINDS, Difference, difference
 from vmtest.errors import UsageError
 from vmtest.forms import forms
@@ -76,7 +76,9 @@ def test_registers_that_one_does_not_have() -> None:
     assert difference(ADD, _ok(ADD), _ok(ADD, st0=1, ymm2h=5), ("x87", "avx")) is None
     multiply = _case("480fafc3")  # imul leaves SF, ZF, AF and PF undefined
     assert difference(multiply, _ok(multiply), _ok(multiply, rflags=0x2D6)) is None
-    assert difference(multiply, _ok(multiply), _ok(multiply, rflags=0x203)) == Difference("flags", "rflags")
+    assert difference(multiply, _ok(multiply), _ok(multiply, rflags=0x203)) == Difference(
+        "flags", "rflags", (("rflags", 1),)
+    )
 
 
 def test_limits_are_for_what_the_manual_demands() -> None:
@@ -91,6 +93,80 @@ def test_limits_are_for_what_the_manual_demands() -> None:
     assert limit(case, found, ("kvm", "native"), (_ok(case), general)) is None
     aligned = _case("0f2801 rcx=0x20000010")
     assert limit(aligned, found, ("unicorn", "native"), (_ok(aligned), general)) is None
+
+
+def _limit(line: str, who: str, mine: dict[str, int], other: dict[str, int]) -> str:
+    """What the difference of two outcomes with these registers is put down to, "" where it is to nothing."""
+    case = _case(line)
+    one, two = _ok(case, **mine), _ok(case, **other)
+    found = difference(case, one, two)
+    assert found is not None
+    row = limit(case, found, (who, "native"), (one, two))
+    return row.what if row else ""
+
+
+@pytest.mark.parametrize(
+    ("line", "who", "mine", "other", "what"),
+    [
+        ("0f58c1", "unicorn", {}, {"mxcsr": 0x1FA0}, "raise all flags"),
+        ("0f58c1", "unicorn", {"mxcsr": 0x1FA0}, {}, ""),  # it has one that is not to be raised
+        ("d9e5", "unicorn", {"fsw": 0x4700}, {"fsw": 0x500}, ""),  # the condition of FXAM
+        ("d9fc", "unicorn", {}, {"fsw": 0x20}, "raise all flags"),
+        ("d9fc", "unicorn", {}, {"ftw": 1, "fsw": 0x20}, ""),
+        ("d92e", "unicorn", {"fcw": 0x37F}, {"fcw": 0x40}, ""),
+        ("d8c1", "unicorn", {"fsw": 0x200}, {"fsw": 0x20}, "C1"),  # fadd
+        ("d8c1", "unicorn", {}, {"fsw": 0x220}, "C1"),
+        ("d8c1", "unicorn", {"fsw": 4}, {"fsw": 1}, ""),
+        ("df000f2fd3", "unicorn", {"fsw": 0x200}, {"mxcsr": 0x1F82}, "C1"),  # fild; comiss: two limits
+        ("d8f1", "unicorn", {"fsw": 4}, {"fsw": 1}, "ZE"),  # fdiv
+        ("d9ee", "qemu", {"fsw": 0x200}, {}, "C1"),  # fldz
+        ("d9e5", "unicorn", {"fsw": 0x200}, {}, ""),  # the sign of FXAM
+        ("0f381cc1", "unicorn", {"fsw": 0x1000}, {"ftw": 0xFF}, "SSSE3"),  # pabsb
+        ("0feec1", "unicorn", {"fsw": 0x1000}, {"ftw": 0xFF}, ""),
+        ("0f58c1", "qemu", {}, {"mxcsr": 0x1F82}, "raise DE"),
+        ("0f58c1", "qemu", {}, {"mxcsr": 0x1FA2}, ""),
+        ("d9fc", "qemu", {}, {"ftw": 2}, ""),
+        ("0feec1", "qemu", {}, {"st0": 0xFFFF << 64}, "bits 79:64"),  # pmaxsw
+        ("0feec1", "qemu", {"st0": 0xFFFF << 64}, {}, ""),
+        ("0feec1", "qemu", {"st0": 1}, {"st0": 0xFFFF << 64}, ""),
+        ("d9f8", "qemu", {}, {"st0": 0xFFFF << 64}, ""),  # fprem is not MMX
+        ("d9c0", "qemu", {}, {"fsw": 0x41, "st7": 1}, "stack is full"),
+        ("d9c0", "qemu", {"fsw": 0x41}, {"fsw": 0x41, "st7": 1}, ""),
+        ("480fafc30f98c3439f", "unicorn", {"rbx": 1}, {}, "undefined"),  # imul; sets bl; lahf
+        ("480fafc30f98c3439f", "unicorn", {"rbx": 1, "rsp": 1}, {}, ""),
+        ("480fafc375004889c3", "unicorn", {"rbx": 1}, {}, "undefined"),  # imul; jne; mov rbx, rax
+        ("480fafc375004889c3", "unicorn", {"rcx": 1}, {}, ""),
+    ],
+)
+def test_limits_are_narrow(line: str, who: str, mine: dict[str, int], other: dict[str, int], what: str) -> None:
+    """A limit is for the registers and bits that its text is of, and for the one of the two that lacks them."""
+    said = _limit(line, who, mine, other)
+    assert what in said
+    assert bool(said) == bool(what)
+
+
+def test_limits_never_hide_a_death() -> None:
+    """No limit is for a worker that has died, and of what is not over in time only loops are put down to one."""
+    assert [row.what for row in LIMITS if {"died", "timeout"} & set(row.kinds)] == [
+        "how far a long loop has come in its time"
+    ]
+    late = Outcome(status="timeout")
+    for line, is_known in (("ebfe", True), ("eb00", False), ("4801d8", False), ("480fafc375009c", False)):
+        case = _case(line)
+        row = limit(case, Difference("timeout"), ("unicorn", "native"), (late, _ok(case)))
+        assert bool(row) == is_known, line
+
+
+def test_the_error_code_of_what_is_read_and_written() -> None:
+    """That QEMU tells a write as a read is for operands that are both, and for that direction."""
+    for line, mine, other, is_known in (
+        ("0100", 4, 6, True),  # add [rax], eax
+        ("0100", 6, 4, False),
+        ("8900", 4, 6, False),  # mov [rax], eax
+    ):
+        case = _case(line)
+        one, two = (FAULT._replace(error=error) for error in (mine, other))
+        assert bool(limit(case, Difference("error code"), ("qemu", "native"), (one, two))) == is_known, line
 
 
 def test_limits_are_for_their_instruction_set() -> None:

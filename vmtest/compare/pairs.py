@@ -35,10 +35,13 @@ MASKED: Mapping[tuple[str, int], int] = {
 
 
 class Difference(NamedTuple):
-    """``kind`` is of KINDS. ``where`` is the register, for those."""
+    """``kind`` is of KINDS. ``where`` is the register, for those, and ``bits`` are all registers that differ, each with
+    the bits in which it does: those that count.
+    """
 
     kind: str
     where: str = ""
+    bits: tuple[tuple[str, int], ...] = ()
 
 
 def masked_error(name: str, outcome: Outcome) -> int | None:
@@ -85,9 +88,10 @@ def difference(case: Case, one: Outcome, other: Outcome, blind: Collection[str] 
     if one.writes == other.writes and one.state == other.state:
         return None
     undefined = undefined_after(case, one.end if other.end is None else other.end)
+    found = _registers(case, one.state, other.state, undefined, blind)
     if one.writes != other.writes and "memory" not in undefined:
-        return Difference("memory")
-    return _registers(case, one.state, other.state, undefined, blind)
+        return Difference("memory", bits=tuple((name, bits) for _, name, bits in found))
+    return Difference(*found[0][:2], tuple((name, bits) for _, name, bits in found)) if found else None
 
 
 def undefined_after(case: Case, end: int | None) -> Mapping[str, int]:
@@ -100,16 +104,18 @@ def undefined_after(case: Case, end: int | None) -> Mapping[str, int]:
 
 def _registers(
     case: Case, one: bytes, other: bytes, undefined: Mapping[str, int], blind: Collection[str]
-) -> Difference | None:
+) -> list[tuple[str, str, int]]:
+    """Of each register that differs its kind, its name, and in which bits."""
+    found = []
     for kind, group, place in _runs(case.isa.name):
         if group in blind or one[place] == other[place]:
             continue
         for name in _within(case.isa, place):
             mine, its = (int.from_bytes(state[case.isa.places[name]], "little") for state in (one, other))
-            mask = ~undefined.get(name, 0)
-            if (mine ^ its) & mask and not forms(case.isa.name).alike(case, name, mine, its):
-                return Difference(kind, name)
-    return None
+            bits = (mine ^ its) & ~undefined.get(name, 0)
+            if bits and not forms(case.isa.name).alike(case, name, mine, its):
+                found.append((kind, name, bits))
+    return found
 
 
 def _within(row: Isa, place: slice) -> list[str]:

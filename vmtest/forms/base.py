@@ -111,6 +111,12 @@ class Forms:
         """By register, the bits that the manual leaves undefined after the case; "memory" is what it has written."""
         return {}
 
+    def tainted(self, case: Case) -> Mapping[str, int]:
+        """By register, the bits that go by flags which the case leaves undefined; "memory" is what it writes, "end"
+        where it goes and whether it fails.
+        """
+        return {}
+
     def alike(self, case: Case, register: str, one: int, other: int) -> bool:
         """Whether the manual allows both of two values that a register holds after the case."""
         return False

@@ -138,6 +138,8 @@ class Words(Forms):
         found = {"privileged"} if self.privileged(case) else set[str]()
         for row, word in self.rows_of(case):
             kind, _, size = row.access.partition(":") if row else ("", "", "")
+            if row and (kind == "jump" or (kind == "branch" and row.fields["simm"].get(word) <= 0)):
+                found.add("loop")
             if row is None or not size or kind == "literal":
                 continue
             at = self.reached(case, row, word)

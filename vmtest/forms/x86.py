@@ -23,11 +23,13 @@ from iced_x86 import (
 from iced_x86 import Instruction as Decoded
 
 from vmtest.forms.base import BAD, Draft, Forms, Instruction
+from vmtest.forms.x86_access import flags_written
 from vmtest.forms.x86_bad import bad_name
 from vmtest.forms.x86_causes import causes
 from vmtest.forms.x86_encode import Template
 from vmtest.forms.x86_features import cpuid_cases, features_said
 from vmtest.forms.x86_rules import APPROXIMATE, BANNED, ELSEWHERE, RULES, UNDEFINED, alike
+from vmtest.forms.x86_taint import tainted
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import Isa
 
@@ -135,8 +137,7 @@ class Table(Forms):
         """See Forms. Source: Intel SDM, volume 1, appendix A, by iced-x86's ``rflags_undefined``, and UNDEFINED."""
         flags, found = 0, dict[str, int]()
         for one in self._decoded(case.code, case.start):
-            written = one.rflags_written | one.rflags_cleared | one.rflags_set
-            flags = flags & ~_mask(written) | _mask(one.rflags_undefined)
+            flags = flags & ~_mask(flags_written(one)) | _mask(one.rflags_undefined)
             if rule := UNDEFINED.get(_mnemonic(one.op_code())):
                 for register, mask in rule(case, one).items():
                     found[register] = found.get(register, 0) | mask
@@ -147,6 +148,10 @@ class Table(Forms):
     def causes(self, case: Case) -> frozenset[str]:
         """See Forms."""
         return causes(case, self._bits)
+
+    def tainted(self, case: Case) -> Mapping[str, int]:
+        """See Forms."""
+        return tainted(case, self._decoded(case.code, case.start), _mask)
 
     def alike(self, case: Case, register: str, one: int, other: int) -> bool:
         """See Forms."""

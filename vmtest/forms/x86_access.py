@@ -5,14 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from iced_x86 import EncodingKind, FlowControl, InstructionInfoFactory, MemorySizeExt, OpKind, Register, RegisterExt
+from iced_x86 import (
+    EncodingKind,
+    FlowControl,
+    InstructionInfoFactory,
+    MemorySizeExt,
+    OpAccess,
+    OpKind,
+    Register,
+    RegisterExt,
+)
 from iced_x86 import Mnemonic as M
 
 from vmtest.model.case import Case
 from vmtest.model.isa import DATA_SIZE
 
-__all__ = ["accesses", "register_value", "target"]
+__all__ = ["JUMPS", "WRITES", "accesses", "flags_written", "is_read_and_written", "read", "register_value", "target"]
 
+JUMPS = {
+    FlowControl.UNCONDITIONAL_BRANCH, FlowControl.INDIRECT_BRANCH, FlowControl.CONDITIONAL_BRANCH, FlowControl.RETURN,
+    FlowControl.CALL, FlowControl.INDIRECT_CALL,
+}  # fmt: skip
+"""Branches: not what raises an exception, calls a kernel or is no instruction."""
+_BOTH = {OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE}
+WRITES = {OpAccess.WRITE, OpAccess.COND_WRITE, *_BOTH}
 _MOST = (1 << 64) - 1
 # Intel SDM, volume 1, section 4.1.1.1 and table 14-22: 16-byte operands are to be aligned but of these, and with VEX
 # only of those.
@@ -51,6 +67,25 @@ def accesses(case: Case, one: Any) -> Iterator[tuple[int, int, bool]]:
             address += index // bits * (bits // 8)
         address %= 1 << 8 * max(1, 1 << memory.address_size) if memory.address_size else _MOST + 1
         yield address, size, _is_aligned(one, size)
+
+
+def flags_written(one: Any) -> int:
+    """The flags that it writes in any case, as iced-x86 has them: a repeated one may have nothing to do."""
+    if one.is_string_instruction and (one.has_rep_prefix or one.has_repne_prefix):
+        return 0
+    return int(one.rflags_written | one.rflags_cleared | one.rflags_set)
+
+
+def is_read_and_written(one: Any) -> bool:
+    """Whether it has an operand in memory that it reads, and then writes."""
+    return any(memory.access in _BOTH for memory in _FACTORY.info(one).used_memory())
+
+
+def read(case: Case, one: Any) -> int | None:
+    """What its operand in memory begins with, None where that is not in the data window."""
+    address, size, _ = next(accesses(case, one))
+    address -= case.isa.data
+    return int.from_bytes(case.window[address : address + size], "little") if 0 <= address <= DATA_SIZE - size else None
 
 
 def target(case: Case, one: Any) -> int | None:

@@ -1,17 +1,22 @@
-"""What of an x86 case leads to differences that say nothing of one instruction: the words of compare/limits.py."""
+"""What of an x86 case leads to differences that say nothing of one instruction: the words of compare/limits_*.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from iced_x86 import Decoder, DecoderError, FlowControl, Mnemonic, RegisterExt, RflagsBits
+from iced_x86 import CpuidFeature, Decoder, DecoderError, Mnemonic, RegisterExt, RflagsBits
 
-from vmtest.forms.x86_access import accesses, target
+from vmtest.forms.x86_access import JUMPS, accesses, flags_written, is_read_and_written, target
 from vmtest.forms.x86_rules import PREFIXES
 from vmtest.model.case import Case
 
 __all__ = ["causes"]
+
+_X87 = {CpuidFeature.FPU, CpuidFeature.FPU287, CpuidFeature.FPU387}
+_DIVISIONS = {
+    Mnemonic.FDIV, Mnemonic.FDIVP, Mnemonic.FDIVR, Mnemonic.FDIVRP, Mnemonic.FIDIV, Mnemonic.FIDIVR,
+}  # fmt: skip
 
 
 def causes(case: Case, bits: int) -> frozenset[str]:
@@ -32,7 +37,7 @@ def causes(case: Case, bits: int) -> frozenset[str]:
                 found.add("cut off")
             if undefined & one.rflags_read:
                 found.add("undefined flags")
-            undefined = undefined & ~(one.rflags_written | one.rflags_cleared | one.rflags_set) | one.rflags_undefined
+            undefined = undefined & ~flags_written(one) | one.rflags_undefined
             found.update(_of_one(case, one, code[at : at + one.len], bits))
             if case.isa.code <= one.near_branch_target < case.end:
                 to = one.near_branch_target - case.start + 1
@@ -42,6 +47,8 @@ def causes(case: Case, bits: int) -> frozenset[str]:
         found.add("not canonical")
     if {"misaligned", "not canonical"} <= found:
         found.add("two faults")
+    if {"segment override", "not canonical"} <= found:
+        found.add("not canonical with an override")
     return frozenset(found)
 
 
@@ -53,19 +60,30 @@ def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
         yield "no instruction"
     if any(RegisterExt.is_mm(one.op_register(at)) for at in range(one.op_count)):
         yield "MMX"
+        if CpuidFeature.SSSE3 in one.cpuid_features():
+            yield "MMX of SSSE3"
+    if _X87 & set(one.cpuid_features()) and one.mnemonic != Mnemonic.FXAM:  # whose C1 is the sign
+        yield "C1 of rounding"
+    if one.mnemonic in _DIVISIONS:
+        yield "x87 division"
     if one.mnemonic in (Mnemonic.MASKMOVQ, Mnemonic.MASKMOVDQU):
         yield "masked store"
     if one.is_privileged or one.rflags_written & RflagsBits.IF:
         yield "privileged"
     if {0x26, 0x2E, 0x36, 0x3E} & set(prefixes):
         yield "segment override"
-    if one.flow_control != FlowControl.NEXT:
+    if is_read_and_written(one):
+        yield "read and written"
+    if one.flow_control in JUMPS:
+        to = one.near_branch_target or target(case, one) or 0
+        if case.isa.code <= to <= one.ip:
+            yield "loop"
         if 0x66 in prefixes:
             yield "size of a branch"
         if {0xF2, 0xF3} & set(prefixes):
             yield "repeated branch"
         if case.isa.code <= one.near_branch_target < case.start:  # into zeros, which are add [rax],al, up to the case
-            yield from ("cut off", "jumps back")
+            yield from ("cut off", "jumps back", "read and written")
         if not is_canonical(target(case, one) or 0):
             yield "not canonical"
     reached = list(accesses(case, one))

@@ -45,6 +45,8 @@ _IMMEDIATES = {
     "BR64_4": 4, "XBEGIN_2": 2, "XBEGIN_4": 4, "XMM_IS4": 1, "YMM_IS4": 1, "XMM_IS5": 1, "YMM_IS5": 1, "FARBR2_2": 4,
     "FARBR4_2": 6, "BRDISP_2": 2, "BRDISP_4": 4,
 }  # fmt: skip
+# Of 16-bit addresses the registers that are added up, by rm: Intel SDM, volume 2, table 2-1.
+_NARROW = ((3, 6), (3, 7), (5, 6), (5, 7), (6,), (7,), (5,), (3,))
 _POINTERS = {"SEG_RSI": 6, "ES_RDI": 7, "SEG_RDI": 7, "SEG_RBX_AL": 3}
 _EDGES = (0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 63, 64, 0x7F, 0x80, 0xFE, 0xFF)
 
@@ -78,6 +80,9 @@ class Template:
         self._uses_vvvv = any(kind.endswith("_VVVV") for kind in kinds)
         self._mandatory = _PP_BYTE.get(info.mandatory_prefix, b"")
         self._escape = _ESCAPES.get(info.table, b"")
+        self._repeats = [
+            prefix for prefix, can in ((0xF3, info.can_use_rep_prefix), (0xF2, info.can_use_repne_prefix)) if can
+        ]
         self._sizes = self._size_prefixes()
         self._rex_w = self._legacy and info.operand_size == 64 and not info.default_op_size64 and bits == 64
         self._build: Callable[[int, int, bool], bytes] = {
@@ -108,7 +113,11 @@ class Template:
         if self._modrm:
             reg = drawn >> 16 & 7 if self._group is None else self._group
             rm = drawn >> 20 & 7 if self._rm is None else self._rm
-            operand = self._memory(random, reg, extend, registers) if in_memory else bytes((0xC0 | reg << 3 | rm,))
+            operand = bytes((0xC0 | reg << 3 | rm,))
+            if in_memory and self._is_narrow(drawn):
+                operand = self._narrow_memory(random, reg, registers)
+            elif in_memory:
+                operand = self._memory(random, reg, extend, registers)
         body = self._build(drawn >> 24, extend, in_memory)
         tail = b"".join([self._immediate(random, size) for size in self._immediates])
         if self._offset:
@@ -118,9 +127,21 @@ class Template:
             code = body[:-1] + operand + body[-1:]
         if drawn >> 60 == 15:  # and a prefix that it has no need of
             code = bytes((PREFIXES[(drawn >> 52 & 0xFF) % len(PREFIXES)],)) + code
-        if in_memory and self._bits == 16:
+        if in_memory and self._bits == 16 and not self._is_narrow(drawn):
             code = b"\x67" + code
+        if in_memory and self._info.can_use_lock_prefix and drawn >> 42 & 3 == 3:
+            code = b"\xf0" + code
+        if self._repeats and drawn >> 43 & 1:
+            code = bytes((self._repeats[(drawn >> 44 & 1) % len(self._repeats)],)) + code
+            if drawn >> 45 & 15 < 15:
+                registers[self._names[1]] = (drawn >> 45 & 15) % 9
         return Draft(code, registers)
+
+    def _is_narrow(self, drawn: int) -> bool:
+        """Whether its address has 16 bits."""
+        if self._info.address_size or self._sib:
+            return bool(self._info.address_size == 16)
+        return self._bits == 16 and bool(drawn >> 42 & 1)
 
     def _legacy_bytes(self, drawn: int, extend: int, in_memory: bool) -> bytes:
         opcode = self._opcode
@@ -194,6 +215,19 @@ class Template:
             registers[self._names[base]] = (address - displacement) & self._most
         rm = 4 if sib else low
         return bytes((mode << 6 | reg << 3 | rm,)) + sib + displacement.to_bytes(size, "little", signed=True)
+
+    def _narrow_memory(self, random: Random, reg: int, registers: dict[str, int]) -> bytes:
+        """The same with an address of 16 bits, of which the upper halves of registers are no part."""
+        drawn, address = random.getrandbits(32), self._address(random)
+        mode, rm = drawn % 3, drawn >> 2 & 7
+        displacement = (drawn >> 5 & 0x7F) - 64 if mode else 0
+        if mode == 0 and rm == 6:  # absolute
+            return bytes((reg << 3 | 6,)) + (address & 0xFFFF).to_bytes(2, "little")
+        base, *index = (self._names[number] for number in _NARROW[rm])
+        steps, upper = (drawn >> 12 & 15) - 8 if index else 0, drawn & 0xFFFF0000
+        registers |= dict.fromkeys(index, upper | steps & 0xFFFF)
+        registers[base] = upper | address - displacement - steps & 0xFFFF
+        return bytes((mode << 6 | reg << 3 | rm,)) + displacement.to_bytes(mode, "little", signed=True)
 
     def _immediate(self, random: Random, size: int) -> bytes:
         drawn = random.getrandbits(8)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from iced_x86 import OpKind, RegisterExt
 
-from vmtest.forms.x86_access import register_value
+from vmtest.forms.x86_access import read, register_value
 from vmtest.model.case import Case
 
 __all__ = ["APPROXIMATE", "BANNED", "ELSEWHERE", "PREFIXES", "RULES", "UNDEFINED", "alike"]
@@ -61,8 +61,11 @@ def _destination(case: Case, one: Any) -> dict[str, int]:
 
 
 def _bit_scan(case: Case, one: Any) -> dict[str, int]:
-    is_zero = one.op1_kind != OpKind.REGISTER or not register_value(case, one.op1_register)
-    return _destination(case, one) if is_zero else {}
+    if one.op1_kind == OpKind.REGISTER:
+        source: int | None = register_value(case, one.op1_register)
+    else:  # where another one comes before it that may have written there
+        source = read(case, one) if one.ip == case.start else 0
+    return _destination(case, one) if source == 0 else {}
 
 
 def _count(case: Case, one: Any, at: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import groupby
 from random import Random
@@ -34,17 +34,34 @@ _DOUBLES = (
 )  # fmt: skip
 _BOX = b"\xff" * 4
 """Above a single in a register for doubles: RISC-V, volume I, chapter "D", NaN Boxing."""
-_KEPT = {"ftw": b"\x0f"}
+_ONE = 0x3FFF, 1 << 63
+# Of the 80 bits of x87 sign and exponent, and the integer bit with the fraction: zero, 1, 2.5, pi, the largest,
+# infinity, QNaN, SNaN, the smallest denormal, and two that are unsupported and a pseudo-denormal (Intel SDM,
+# volume 1, tables 4-3 and 8-3).
+_EXTENDED = (
+    (0, 0), _ONE, (0x4000, 5 << 61), (0x4000, 0xC90FDAA22168C235), (0x7FFE, (1 << 64) - 1), (0x7FFF, 1 << 63),
+    (0x7FFF, 3 << 62), (0x7FFF, 5 << 61), (0, 1), (0x4000, 1 << 62), (0x7FFF, 0), (0, 1 << 63),
+)  # fmt: skip
+_KEPT = {"ftw": 0x0F}
 """Half of the x87 stack is in use, so that it is neither full for what loads nor empty for what computes."""
+# What floating point is set to in some cases: bits of the register that are drawn. Exceptions stay masked, and none is
+# raised. Intel SDM, volume 1: 10.2.3 (FTZ, rounding, DAZ), 8.1.5 (rounding, precision), 8.1.3 (conditions and top).
+_DRAWN = {"mxcsr": 0xE040, "fcw": 0x0F00, "fsw": 0x7F00, "ftw": 0xFF}
+_DRAWN_SHARE = 0.25
 _POOL = 512
+_WINDOW = 64
+"""Bytes of the data window that are set where an address is."""
 BLOCKS, EPOCH = 1024, 64
 """How many values of a block of registers there are to draw from, and after how many chunks there are others."""
 
 
-def values_of(size: int) -> list[bytes]:
+def values_of(size: int, random: Random | None = None) -> list[bytes]:
     """What registers of so many bytes begin with: the edges, numbers of floating point, and others."""
-    random, found = Random(size), []
+    random, found = random or Random(size), []
     for _ in range(_POOL):
+        if size == 10 and random.random() < 0.8:
+            found.append(_extended(random))
+            continue
         word, half = random.choice((EDGES, EDGES, _DOUBLES)), random.random() < 0.3
         pieces = random.choice(_SINGLES).to_bytes(4, "little") + _BOX if size == 8 and random.random() < 0.2 else b""
         while len(pieces) < size:
@@ -56,6 +73,19 @@ def values_of(size: int) -> list[bytes]:
                 pieces += random.choice(word).to_bytes(8, "little")
         found.append(pieces[:size])
     return found
+
+
+def _extended(random: Random) -> bytes:
+    """A number of x87: an ordinary one mostly, of any size or near to 1, or one of those that are treated in a way of
+    their own.
+    """
+    drawn = random.random()
+    if drawn < 0.4:
+        exponent, fraction = random.choice(_EXTENDED)
+    else:
+        exponent = 0x3FFF + random.randrange(-70, 70) if drawn < 0.8 else random.randrange(1, 0x7FFF)
+        fraction = 1 << 63 | random.getrandbits(63) & random.choice((-1, -1 << 40, -1 << 11))
+    return fraction.to_bytes(8, "little") + (exponent | random.getrandbits(1) << 15).to_bytes(2, "little")
 
 
 def select(isa: Isa, patterns: str | None) -> list[str]:
@@ -109,14 +139,16 @@ class Generator:
                 f"there is no table of the forms of {isa.name}", hint="--sources bytes, or mutants of a corpus"
             )
         self._shares = [_SHARES[source] for source in self._sources]
-        self._window = values_of(64)
-        self._epoch, self._blocks = -1, list[list[bytes]]()
+        self._epoch, self._blocks, self._pools = -1, list[list[bytes]](), dict[int, list[bytes]]()
 
     def chunk(self, number: int, size: int = CHUNK) -> list[Case]:
         """The cases of chunk number ``number``."""
         if number // EPOCH != self._epoch:
             self._epoch = number // EPOCH
-            self._blocks = _blocks(self.isa, Random(f"{self.seed}/states/{self._epoch}"))
+            states = Random(f"{self.seed}/states/{self._epoch}")
+            sizes = sorted({_WINDOW, *(register.size for register in self.isa.registers)})
+            self._pools = {size: values_of(size, states) for size in sizes}
+            self._blocks = _blocks(self.isa, states, self._pools)
         random = Random(f"{self.seed}/{number}")
         return [self._case(random) for _ in range(size)]
 
@@ -125,7 +157,7 @@ class Generator:
         if source == "forms":
             draft = self._instructions(random)
         elif source == "mutants" and self.corpus and (not self.names or random.random() < 0.5):
-            return self._checked(random, lambda: _mutated_case(random, random.choice(self.corpus)))
+            return self._checked(random, lambda: _mutated_case(random, random.choice(self.corpus), self._pools))
         else:
             return self._checked(random, lambda: self._wild(random, source))
         return self._with_state(random, draft)
@@ -173,37 +205,38 @@ class Generator:
     def _memory(self, random: Random, draft: Draft) -> tuple[Patch, ...]:
         """Something to read where its addresses are."""
         data = self.isa.data
-        places = {value - data & ~63 for value in draft.registers.values() if data <= value < data + DATA_SIZE}
+        places = {value - data & -_WINDOW for value in draft.registers.values() if data <= value < data + DATA_SIZE}
         if not places:
             return ()
-        return tuple((at, random.choice(self._window)) for at in sorted(places))
+        return tuple((at, random.choice(self._pools[_WINDOW])) for at in sorted(places))
 
 
-def _blocks(isa: Isa, random: Random) -> list[list[bytes]]:
+def _blocks(isa: Isa, random: Random, pools: Mapping[int, Sequence[bytes]]) -> list[list[bytes]]:
     """What states are put together from: for the registers of each kind, many values of all of them."""
-    found = []
-    for _, several in groupby(isa.registers, key=lambda register: register.kind):
-        registers = list(several)
-        pools = [
-            [_KEPT.get(r.name, isa.default[isa.places[r.name]])] if _is_kept(isa, r) else values_of(r.size)
-            for r in registers
-        ]
-        masks = [isa.fixed.get(register.name) for register in registers]
-        block = []
-        for _ in range(BLOCKS):
-            values = [random.choice(pool) for pool in pools]
-            for at, mask in enumerate(masks):
-                if mask:
-                    value = int.from_bytes(values[at], "little") & ~mask[0] | mask[1]
-                    values[at] = value.to_bytes(len(values[at]), "little")
-            block.append(b"".join(values))
-        found.append(block)
-    return found
+    return [
+        [b"".join([_value(isa, register, random, pools) for register in registers]) for _ in range(BLOCKS)]
+        for registers in (list(several) for _, several in groupby(isa.registers, key=lambda register: register.kind))
+    ]
 
 
-def _is_kept(isa: Isa, register: Register) -> bool:
-    """Whether it begins as it always does: the control of floating point, and the stack pointer."""
-    return register.kind == "fp status" or isa.data <= register.value < isa.data + DATA_SIZE
+def _value(isa: Isa, register: Register, random: Random, pools: Mapping[int, Sequence[bytes]]) -> bytes:
+    """What one register begins with. The stack pointer does as it always does, and mostly the control of floating
+    point.
+    """
+    if register.kind == "fp status":
+        value = _KEPT.get(register.name, register.value)
+        if (drawn := _DRAWN.get(register.name)) and random.random() < _DRAWN_SHARE:
+            value = value & ~drawn | random.getrandbits(8 * register.size) & drawn
+            if register.name == "fcw" and value & 0x300 == 0x100:  # a precision that is reserved
+                value |= 0x200
+        return value.to_bytes(register.size, "little")
+    if isa.data <= register.value < isa.data + DATA_SIZE:
+        return isa.default[isa.places[register.name]]
+    drawn_bytes = random.choice(pools[register.size])
+    mask = isa.fixed.get(register.name)
+    if not mask:
+        return drawn_bytes
+    return (int.from_bytes(drawn_bytes, "little") & ~mask[0] | mask[1]).to_bytes(register.size, "little")
 
 
 def mutated(random: Random, code: bytes) -> bytes:
@@ -223,10 +256,10 @@ def mutated(random: Random, code: bytes) -> bytes:
     return bytes(data)
 
 
-def _mutated_case(random: Random, case: Case) -> Case:
+def _mutated_case(random: Random, case: Case, pools: Mapping[int, Sequence[bytes]]) -> Case:
     code = mutated(random, case.code)[: case.isa.code_most] if random.random() < 0.7 else case.code
     values = case.isa.said(case.state)
     register = random.choice(case.isa.registers)
     if register.kind not in ("flags", "fp status"):
-        values[register.name] = int.from_bytes(random.choice(values_of(register.size)), "little")
+        values[register.name] = int.from_bytes(random.choice(pools[register.size]), "little")
     return Case(isa=case.isa, code=code, state=case.isa.state(values), memory=case.memory)

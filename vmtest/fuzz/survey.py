@@ -13,8 +13,10 @@ from vmtest.model.case import Case
 
 __all__ = ["Survey", "survey"]
 
-TRIES = 3
-"""Times that a form is tried: an executor that cannot run any of them has not got it."""
+TRIES = 3, 40
+"""Times that a form is tried, and again if fewer than two could run one of them: some need what is drawn seldom. An
+executor that cannot run any has not got it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,24 +54,34 @@ def survey(fleet: Fleet, names: Sequence[str]) -> Survey:
         else:
             lacking = {feature for feature in needed if sum(feature in had for had in features.values()) < 2}
             excluded[f"fewer than two of them have {', '.join(sorted(lacking or needed))}"] += 1
-    random, cases = Random(0), list[Case]()
-    for name in having:
-        for _ in range(TRIES):
+    usable = _tried(fleet, found, having, TRIES[0])
+    usable |= _tried(fleet, found, [name for name in having if name not in usable], TRIES[1])
+    if len(usable) < len(having):
+        excluded["fewer than two of them can run it"] = len(having) - len(usable)
+    names = [name for name in having if name in usable]
+    return Survey(names=names, features=features, excluded=dict(excluded.most_common()))
+
+
+def _tried(fleet: Fleet, found: Survey, names: Sequence[str], tries: int) -> set[str]:
+    """Those of which two executors that should have it can run one of so many."""
+    if not names:
+        return set()
+    known, random, cases = forms(fleet.isa.name), Random(0), list[Case]()
+    for name in names:
+        for _ in range(tries):
             draft = known.make(random, name)
             cases.append(Case(isa=fleet.isa, code=draft.code, state=fleet.isa.state(draft.registers)))
     outcomes = fleet.run(cases)
-    usable = []
-    for at, name in enumerate(having):
+    usable = set()
+    for at, name in enumerate(names):
         able = [
             who
             for who in found.able(known.features(name))
-            if any(outcome.status != "unsupported" for outcome in outcomes[who][at * TRIES : at * TRIES + TRIES])
+            if any(outcome.status != "unsupported" for outcome in outcomes[who][at * tries : at * tries + tries])
         ]
         if len(able) > 1:
-            usable.append(name)
-        else:
-            excluded["fewer than two of them can run it"] += 1
-    return Survey(names=usable, features=features, excluded=dict(excluded.most_common()))
+            usable.add(name)
+    return usable
 
 
 def needed(isa_name: str, names: Sequence[str]) -> frozenset[str]:
