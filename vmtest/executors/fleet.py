@@ -54,6 +54,11 @@ class Fleet:
         finally:
             wait(running.values())  # so that none still runs them when something has gone wrong with another one
 
+    def renew(self, names: Collection[str] | None = None) -> None:
+        """Have the next cases run by workers that nothing has been run by. ``names`` are those that are to be new."""
+        for name in self.names if names is None else names:
+            self._executors[name].renew()
+
     def close(self) -> None:
         """End them all; a second time does nothing."""
         self._threads.shutdown()

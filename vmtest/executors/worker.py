@@ -235,6 +235,11 @@ class Executor:
         self._ours.close()
         return code
 
+    def renew(self) -> None:
+        """Have the next cases run by another worker, which nothing has been run by."""
+        with self._one_at_a_time:
+            self._end()
+
     def close(self) -> None:
         """End the worker; a second time does nothing."""
         self._end()

@@ -97,17 +97,20 @@ class Shard:
     def _count(self, case: Case, key: Key, chunk: Chunk) -> None:
         """Count the case as one of the cluster, of which it may be the first."""
         if key not in self._known:
-            if key not in self._keys_again(case):
+            if key not in self._anew(case, key)[1]:
                 chunk.flaky.append(str(case))
                 return
             self._known.add(key)
             chunk.findings.append(self._finding(case, key, chunk.number))
         chunk.clusters[key] += 1
 
-    def _keys_again(self, case: Case) -> Sequence[Key]:
-        """The clusters of a case that is run again."""
-        again = {name: several[0] for name, several in self._fleet.run([case]).items()}
-        return self._judge.judge(case, again).keys
+    def _anew(self, case: Case, key: Key) -> tuple[Mapping[str, Outcome], Sequence[Key]]:
+        """What a case comes to, and its clusters, where the two have run nothing before: what one remembers of earlier
+        cases is no difference that could be shown again.
+        """
+        self._fleet.renew(self._names(key))
+        outcomes = {name: several[0] for name, several in self._fleet.run([case]).items()}
+        return outcomes, self._judge.judge(case, outcomes).keys
 
     def _shortest(self, case: Case, key: Key) -> tuple[Case, Key]:
         """The shortest run of its instructions that still has these two differ, in the same if possible, and the
@@ -153,7 +156,9 @@ class Shard:
             return [key in keys for keys in self._judged(cases, outcomes)]
 
         small = minimise(case, same)
-        outcomes: dict[str, Outcome] = {name: several[0] for name, several in self._fleet.run([small]).items()}
+        outcomes, keys = self._anew(small, key)
+        if key not in keys:  # it differed only behind those that were tried before
+            small, (outcomes, _) = case, self._anew(case, key)
         return Finding(
             key=key,
             case=small,

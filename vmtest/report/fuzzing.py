@@ -79,7 +79,9 @@ def summary(report: Report, folder: str) -> str:
     lines += [f"  {name}: {times:,} {status}" for (name, status), times in odd.most_common()]
     lines += [f"  {name}: {times:,} workers died of cases" for name, times in report.deaths.items() if times]
     if report.flaky:
-        lines.append(f"  {len(report.flaky)} differed once and not the second time (flaky), such as {report.flaky[0]}")
+        lines.append(
+            f"  {len(report.flaky)} differed once, and not a second time on executors begun anew (flaky), such as {report.flaky[0]}"
+        )
     if not report.findings:
         return "\n".join([*lines, "no difference"])
     kinds = Counter((finding.key.pair, finding.key.kind) for finding in report.findings.values())
