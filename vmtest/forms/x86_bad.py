@@ -10,6 +10,7 @@ from vmtest.forms.x86_rules import PREFIXES
 __all__ = ["bad_name"]
 
 _TELLING = frozenset(b"\x66\xf0\xf2\xf3")
+_MANDATORY = frozenset(b"\x66\xf2\xf3")
 # How many bytes an opcode has, with its escapes.
 _SIZES = {b"\x0f": 2, b"\x0f\x38": 3, b"\x0f\x3a": 3}
 # Of the byte behind these the bits that say which table of opcodes it is. They are named by that: who does not know
@@ -34,4 +35,6 @@ def bad_name(code: bytes, bits: int) -> str:
         table = [f"table {code[at + 1] & _TABLES[first]}"] if _TABLES[first] else []
         return " ".join([BAD, *prefixes, first.hex(), *table])
     size = _SIZES.get(code[at : at + 2], 0) or _SIZES.get(first, 1)
+    if len(seen & _MANDATORY) > 1 and size > 1:  # which of them counts is what is not known, whichever the opcode
+        size -= 1
     return " ".join([BAD, *prefixes, code[at : at + size].hex()])

@@ -144,7 +144,8 @@ def _but(bits: int, size: int, kept: int = 0) -> tuple[int, int]:
 # IF is on.
 _EFLAGS, _IF = 0xCD5, 0x202
 # Reserved bits: to load one of them is an exception (Intel SDM, volume 1, section 10.2.3).
-_MXCSR = {"mxcsr": _but(0xFFFF, 4)}
+# Those of the x87 control word are as every CPU tells them, whatever is loaded (section 8.1.5): bit 6 is set.
+_CONTROL = {"mxcsr": _but(0xFFFF, 4), "fcw": _but(0x1F3F, 2, 0x40)}
 # ARM DDI 0406C, A2.4: N, Z, C, V, Q and GE; A2.5.3: no short vectors, and no traps.
 _ARM_FIXED = {"apsr": _but(0xF80F_0000, 4), "fpscr": _but(0xFFC0_009F, 4)}
 
@@ -155,14 +156,14 @@ ISAS: dict[str, Isa] = {
             name="x86_64",
             what="x86 in 64-bit mode",
             flags="rflags",
-            fixed={"rflags": _but(_EFLAGS, 8, _IF)} | _MXCSR,
+            fixed={"rflags": _but(_EFLAGS, 8, _IF)} | _CONTROL,
             registers=_x86(_X86_64, "rflags", 8, 16),
         ),
         Isa(
             name="x86_32",
             what="x86 in 32-bit protected mode, all segments flat",
             flags="eflags",
-            fixed={"eflags": _but(_EFLAGS, 4, _IF)} | _MXCSR,
+            fixed={"eflags": _but(_EFLAGS, 4, _IF)} | _CONTROL,
             registers=_x86(_X86_32, "eflags", 4, 8),
         ),
         Isa(
@@ -170,7 +171,7 @@ ISAS: dict[str, Isa] = {
             name="x86_16",
             what="x86 in 16-bit protected mode, all segments at 0",
             flags="eflags",
-            fixed={"eflags": _but(_EFLAGS, 4, _IF)} | _MXCSR,
+            fixed={"eflags": _but(_EFLAGS, 4, _IF)} | _CONTROL,
             registers=_x86(_X86_32, "eflags", 4, 8, stack=0x2000 + PAGE),
             code=0x8000,
             data=0x2000,

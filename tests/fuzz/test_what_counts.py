@@ -1,11 +1,14 @@
-"""Known limits on the executors that have them: what they must not take from a run."""
+"""What must not be taken from a run: by known limits on the executors that have them, by the survey."""
 
 from __future__ import annotations
 
 import pytest
 
+from vmtest.executors import fleet
 from vmtest.fuzz.campaign import Plan, look_at
+from vmtest.fuzz.survey import survey
 from vmtest.model.case import Case
+from vmtest.model.isa import isa
 
 
 @pytest.mark.parametrize(
@@ -25,3 +28,15 @@ def test_limits_leave_defects(line: str, cluster: tuple[str, str]) -> None:
     report = look_at(plan, [Case.parse(f"x86_64 {line}")])
     assert [(key.form, key.kind) for key in report.findings] == [cluster]
     assert not report.limits
+
+
+def test_forms_that_are_seldom_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form that nothing has run in the first round of tries is made where something runs it in the second."""
+    names = ["cmpxchg16b_m128", "enterq_imm16_imm8"]
+    with fleet(("unicorn", "native"), isa("x86_64")) as executors:
+        monkeypatch.setattr("vmtest.fuzz.survey.TRIES", (0, 40))
+        assert survey(executors, names).names == names
+        monkeypatch.setattr("vmtest.fuzz.survey.TRIES", (0, 0))
+        found = survey(executors, names)
+    assert not found.names
+    assert found.excluded == {"fewer than two of them can run it": 2}
