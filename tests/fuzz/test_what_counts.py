@@ -19,7 +19,7 @@ from vmtest.model.isa import isa
         ("d9f8 ftw=0xf st0=0x800000007fa00000 st1=0xfad84f00000000000000", ("fprem", "x87")),
         ("f066430f1c2da6f6ff0f", ("(bad) lock", "exception")),
         ("480fafc30f98c3439f rbx=1", ("lahf", "registers")),
-        ("c4e2f8f3db439f rbx=1", ("vex_blsi_r64_rm64", "flags")),
+        ("c4e2f8f3db9f rbx=1", ("vex_blsi_r64_rm64", "flags")),
     ],
 )
 def test_limits_leave_defects(line: str, cluster: tuple[str, str]) -> None:

@@ -80,7 +80,8 @@ def summary(report: Report, folder: str) -> str:
     lines += [f"  {name}: {times:,} workers died of cases" for name, times in report.deaths.items() if times]
     if report.flaky:
         lines.append(
-            f"  {len(report.flaky)} differed once, and not a second time on executors begun anew (flaky), such as {report.flaky[0]}"
+            f"  {len(report.flaky)} differed once, and not a second time on executors begun anew (flaky),"
+            f" such as {report.flaky[0]}"
         )
     if not report.findings:
         return "\n".join([*lines, "no difference"])
