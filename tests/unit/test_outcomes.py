@@ -96,3 +96,14 @@ def test_bad_code_as_text() -> None:
     case = Case.parse("x86_64 06")
     assert X86.text(case.code, case.start) == ["(bad)"]
     assert X86.undefined(case) == {}
+
+
+def test_long_values_are_cut_where_they_differ() -> None:
+    """Of kilobytes that were written the table shows the place where two executors differ, and marks the cuts."""
+    case = Case.parse("x86_64 f3ab")
+    one, two = bytes(1000) + b"\1" + bytes(1000), bytes(1000) + b"\2"
+    wrote = [Outcome(status="ok", state=case.state, end=END, writes=((0, data),)) for data in (one, two)]
+    table, differs = side_by_side(case, {"one": wrote[0], "two": wrote[1]})
+    assert differs
+    line = next(line for line in table.splitlines() if line.startswith("!= written"))
+    assert line.split()[2:] == ["…" + "0" * 31 + "01" + "0" * 31 + "…", "…" + "0" * 31 + "02"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Collection, Mapping
 
 from tabulate import tabulate
@@ -43,4 +44,15 @@ def _bits(case: Case, name: str, mask: int) -> str:
 def _cells(row: Aspect, outcomes: Mapping[str, Outcome]) -> list[str]:
     mark = "!= " if row.differs and not row.excused else ""
     said = {who: outcomes[who].status if row.name == "status" else "" for who in row.values}
-    return [mark + row.name, row.began, *(said[who] if value is None else value for who, value in row.values.items())]
+    values = [value for value in row.values.values() if value is not None]
+    alike = len(os.path.commonprefix(values)) if row.differs else 0
+    cells = [said[who] if value is None else _cut(value, alike) for who, value in row.values.items()]
+    return [mark + row.name, row.began, *cells]
+
+
+def _cut(value: str, alike: int, width: int = 64) -> str:
+    """Of a long value the part from a little before ``alike``, where it begins to differ from another's."""
+    if len(value) <= width:
+        return value
+    begin = max(0, alike - width // 2)
+    return ("…" if begin else "") + value[begin : begin + width] + ("…" if begin + width < len(value) else "")
