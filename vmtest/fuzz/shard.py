@@ -100,8 +100,13 @@ class Shard:
             if key not in self._anew(case, key)[1]:
                 chunk.flaky.append(str(case))
                 return
+            finding = self._finding(case, key, chunk.number)
+            less, other = self._shortest(finding.case, key)
+            if other != key:  # some of its instructions were there for a state that the smallest case begins with
+                self._count(less, other, chunk)
+                return
             self._known.add(key)
-            chunk.findings.append(self._finding(case, key, chunk.number))
+            chunk.findings.append(finding)
         chunk.clusters[key] += 1
 
     def _anew(self, case: Case, key: Key) -> tuple[Mapping[str, Outcome], Sequence[Key]]:
