@@ -196,11 +196,11 @@ _OPEN = (
     Limit(
         executor="",
         isa="x86",
-        what="what an instruction does that goes by flags which another one has left undefined",
+        what="what an instruction does that goes by flags which another one has left undefined, or to its ring",
         kinds=ANY,
         cause="undefined flags",
         tainted=True,
-        source="Intel SDM, volume 1, appendix A",
+        source="Intel SDM, volume 1, appendix A; volume 2, POPF",
     ),
     Limit(
         executor="",

@@ -14,13 +14,24 @@ from iced_x86 import (
     OpKind,
     Register,
     RegisterExt,
+    RflagsBits,
 )
 from iced_x86 import Mnemonic as M
 
 from vmtest.model.case import Case
 from vmtest.model.isa import DATA_SIZE
 
-__all__ = ["JUMPS", "WRITES", "accesses", "flags_written", "is_read_and_written", "read", "register_value", "target"]
+__all__ = [
+    "JUMPS",
+    "WRITES",
+    "accesses",
+    "flags_written",
+    "is_read_and_written",
+    "read",
+    "register_value",
+    "target",
+    "undefined_behind",
+]
 
 JUMPS = {
     FlowControl.UNCONDITIONAL_BRANCH, FlowControl.INDIRECT_BRANCH, FlowControl.CONDITIONAL_BRANCH, FlowControl.RETURN,
@@ -74,6 +85,11 @@ def flags_written(one: Any) -> int:
     if one.is_string_instruction and (one.has_rep_prefix or one.has_repne_prefix):
         return 0
     return int(one.rflags_written | one.rflags_cleared | one.rflags_set)
+
+
+def undefined_behind(one: Any, before: int) -> int:
+    """The flags that are undefined behind an instruction, with IF where it writes that: if it does goes by the ring."""
+    return int(before & ~flags_written(one) | one.rflags_undefined | one.rflags_written & RflagsBits.IF)
 
 
 def is_read_and_written(one: Any) -> bool:

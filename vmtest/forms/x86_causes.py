@@ -7,7 +7,7 @@ from typing import Any
 
 from iced_x86 import CpuidFeature, Decoder, DecoderError, Mnemonic, RegisterExt, RflagsBits
 
-from vmtest.forms.x86_access import JUMPS, accesses, flags_written, is_read_and_written, target
+from vmtest.forms.x86_access import JUMPS, accesses, is_read_and_written, target, undefined_behind
 from vmtest.forms.x86_rules import PREFIXES
 from vmtest.model.case import Case
 
@@ -33,11 +33,11 @@ def causes(case: Case, bits: int) -> frozenset[str]:
             if at in seen:
                 break
             seen.add(at)
-            if decoder.last_error == DecoderError.NO_MORE_BYTES:
+            if one.is_invalid or decoder.last_error == DecoderError.NO_MORE_BYTES:  # CPUs read operands of both
                 found.add("cut off")
             if undefined & one.rflags_read:
                 found.add("undefined flags")
-            undefined = undefined & ~flags_written(one) | one.rflags_undefined
+            undefined = undefined_behind(one, undefined)
             found.update(_of_one(case, one, code[at : at + one.len], bits))
             if case.isa.code <= one.near_branch_target < case.end:
                 to = one.near_branch_target - case.start + 1
@@ -53,8 +53,8 @@ def causes(case: Case, bits: int) -> frozenset[str]:
 
 
 def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
-    prefixes = code[: next((at for at, byte in enumerate(code) if byte not in PREFIXES), len(code))]
-    if bits == 64 and _has_misplaced_rex(code):
+    prefixes = _prefixes(code, bits)
+    if bits == 64 and any(byte >> 4 == 4 for byte in prefixes[:-1]):  # void: Intel SDM, volume 2, section 2.2.1
         yield "misplaced REX"
     if one.is_invalid:
         yield "no instruction"
@@ -96,10 +96,13 @@ def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
             yield "misaligned"
 
 
-def _has_misplaced_rex(code: bytes) -> bool:
-    """Whether another prefix follows it, which makes it void: Intel SDM, volume 2, section 2.2.1."""
-    prefixes = code[: next((at for at, byte in enumerate(code) if byte not in PREFIXES and byte >> 4 != 4), len(code))]
-    return any(one >> 4 == 4 for one in prefixes[:-1])
+def _prefixes(code: bytes, bits: int) -> bytes:
+    """Those of an instruction, with REX in 64-bit mode, also where another one follows it."""
+    return code[: next((at for at, byte in enumerate(code) if not _is_prefix(byte, bits)), len(code))]
+
+
+def _is_prefix(byte: int, bits: int) -> bool:
+    return byte in PREFIXES or (bits == 64 and byte >> 4 == 4)
 
 
 def _registers(case: Case) -> Iterator[int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from iced_x86 import InstructionInfoFactory, OpAccess, RegisterExt
 
-from vmtest.forms.x86_access import JUMPS, WRITES, flags_written
+from vmtest.forms.x86_access import JUMPS, WRITES, undefined_behind
 from vmtest.model.case import Case
 
 __all__ = ["tainted"]
@@ -30,7 +30,7 @@ def tainted(case: Case, decoded: list[Any], mask: Callable[[int], int]) -> Mappi
                 found["end"] = -1
             flags = mask(one.rflags_modified)
             found[case.isa.flags] = found.get(case.isa.flags, 0) | flags
-        undefined = undefined & ~flags_written(one) | one.rflags_undefined
+        undefined = undefined_behind(one, undefined)
     return found
 
 

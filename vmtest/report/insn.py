@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Collection, Mapping
 
 from tabulate import tabulate
@@ -45,7 +44,8 @@ def _cells(row: Aspect, outcomes: Mapping[str, Outcome]) -> list[str]:
     mark = "!= " if row.differs and not row.excused else ""
     said = {who: outcomes[who].status if row.name == "status" else "" for who in row.values}
     values = [value for value in row.values.values() if value is not None]
-    alike = len(os.path.commonprefix(values)) if row.differs else 0
+    places = enumerate(zip(*values, strict=False))
+    alike = next((at for at, several in places if len(set(several)) > 1), min(map(len, values), default=0))
     cells = [said[who] if value is None else _cut(value, alike) for who, value in row.values.items()]
     return [mark + row.name, row.began, *cells]
 
