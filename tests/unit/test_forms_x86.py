@@ -117,12 +117,17 @@ def test_what_is_undefined(line: str, undefined: dict[str, int]) -> None:
         ("456522f0", {"misplaced REX"}),
         ("480fafc375009c", {"undefined flags"}),  # imul; jne; pushf
         ("f2e100", {"repeated branch"}),
+        ("4d667f0f", {"misplaced REX", "size of a branch"}),
+        ("660f810000fa", {"cut off", "no instruction", "size of a branch"}),
+        ("9d9c", {"privileged", "undefined flags"}),
+        ("7503000000f1", {"read and written", "banned"}),  # jne to int1
+        ("e900000010 rax=0x8000000000000000", {"not canonical", "jumps away", "cut off", "read and written"}),
         ("f066430f1c2da6f6ff0f", {"cut off", "no instruction"}),
         ("ebfe", {"loop"}),
         ("0100", {"read and written"}),
         (
             "4076fa",
-            {"loop", "read and written", "privileged", "jumps back", "cut off"},
+            {"loop", "read and written", "privileged", "jumps away", "cut off"},
         ),  # jbe into the zeros before, from which it comes to cli
         ("a6", {"two operands"}),
         ("36488b01", {"segment override"}),

@@ -205,6 +205,14 @@ _OPEN = (
     Limit(
         executor="",
         isa="x86",
+        what="what an instruction does that is not made, since it tells of the machine, and is jumped to",
+        kinds=ANY,
+        cause="banned",
+        source="vmtest/forms/x86_rules.py: BANNED",
+    ),
+    Limit(
+        executor="",
+        isa="x86",
         what="what a branch does that has a repeat prefix",
         kinds=ANY,
         cause="repeated branch",

@@ -28,7 +28,7 @@ from vmtest.forms.x86_bad import bad_name
 from vmtest.forms.x86_causes import causes
 from vmtest.forms.x86_encode import Template
 from vmtest.forms.x86_features import cpuid_cases, features_said
-from vmtest.forms.x86_rules import APPROXIMATE, BANNED, ELSEWHERE, RULES, UNDEFINED, alike
+from vmtest.forms.x86_rules import APPROXIMATE, BANNED, ELSEWHERE, RULES, UNDEFINED, alike, mnemonic
 from vmtest.forms.x86_taint import tainted
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import Isa
@@ -114,7 +114,7 @@ class Table(Forms):
     def banned(self, name: str) -> str:
         """See Forms."""
         info = OpCodeInfo(self._codes[name])
-        if why := BANNED.get(_mnemonic(info)):
+        if why := BANNED.get(mnemonic(info)):
             return why
         if info.must_be_cpl0:
             return "it is for ring 0"
@@ -138,7 +138,7 @@ class Table(Forms):
         flags, found = 0, dict[str, int]()
         for one in self._decoded(case.code, case.start):
             flags = flags & ~_mask(flags_written(one)) | _mask(one.rflags_undefined)
-            if rule := UNDEFINED.get(_mnemonic(one.op_code())):
+            if rule := UNDEFINED.get(mnemonic(one.op_code())):
                 for register, mask in rule(case, one).items():
                     found[register] = found.get(register, 0) | mask
         if flags:
@@ -157,7 +157,7 @@ class Table(Forms):
         """See Forms."""
         if not register.startswith(("xmm", "ymm")):
             return False
-        within = [APPROXIMATE.get(_mnemonic(one.op_code()), 0.0) for one in self._decoded(case.code, case.start)]
+        within = [APPROXIMATE.get(mnemonic(one.op_code()), 0.0) for one in self._decoded(case.code, case.start)]
         return any(within) and alike(max(within), one, other)
 
     def rule(self, name: str, kind: str) -> str:
@@ -167,7 +167,7 @@ class Table(Forms):
         if name not in self._codes:
             return ""
         info, one = OpCodeInfo(self._codes[name]), self._empty(name)
-        if said := RULES.get((_mnemonic(info), kind)) or RULES.get((_mnemonic(info), "")):
+        if said := RULES.get((mnemonic(info), kind)) or RULES.get((mnemonic(info), "")):
             return said
         if kind == "flags":
             return _flag_rule(one)
@@ -188,10 +188,6 @@ def _exists(info: OpCodeInfo, bits: int) -> bool:
 @cache
 def _mask(iced: int) -> int:
     return sum(bit for name, bit in _FLAGS.items() if iced & _ICED[name])
-
-
-def _mnemonic(info: OpCodeInfo) -> str:
-    return info.instruction_string.split()[0].lower()
 
 
 def _flag_rule(one: Any) -> str:

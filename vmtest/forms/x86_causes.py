@@ -8,8 +8,9 @@ from typing import Any
 from iced_x86 import CpuidFeature, Decoder, DecoderError, Mnemonic, RegisterExt, RflagsBits
 
 from vmtest.forms.x86_access import JUMPS, accesses, is_read_and_written, target, undefined_behind
-from vmtest.forms.x86_rules import PREFIXES
+from vmtest.forms.x86_rules import BANNED, PREFIXES, mnemonic
 from vmtest.model.case import Case
+from vmtest.model.isa import DATA_SIZE
 
 __all__ = ["causes"]
 
@@ -27,7 +28,7 @@ def causes(case: Case, bits: int) -> frozenset[str]:
     code = b"\0" + case.code  # behind zeros, which are add [rax],al: of two bytes each
     number, seen, starts = 0, set[int](), [1]
     while starts:  # the first instruction, and each that one jumps to
-        at, undefined = starts.pop(), 0
+        at, undefined, is_jumped_to = starts.pop(), 0, bool(seen)
         decoder = Decoder(bits, code[at:], ip=case.start + at - 1)
         for one in decoder:
             if at in seen:
@@ -39,11 +40,13 @@ def causes(case: Case, bits: int) -> frozenset[str]:
                 found.add("undefined flags")
             undefined = undefined_behind(one, undefined)
             found.update(_of_one(case, one, code[at : at + one.len], bits))
+            if is_jumped_to and mnemonic(one.op_code()) in BANNED:
+                found.add("banned")
             if case.isa.code <= one.near_branch_target < case.end:
                 to = one.near_branch_target - case.start + 1
                 starts.append(to if to > 0 else to & 1)
             at, number = at + one.len, number + 1
-    if ("jumps back" in found or number > 1) and not all(map(is_canonical, _registers(case))):
+    if ("jumps away" in found or number > 1) and not all(map(is_canonical, _registers(case))):
         found.add("not canonical")
     if {"misaligned", "not canonical"} <= found:
         found.add("two faults")
@@ -58,6 +61,8 @@ def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
         yield "misplaced REX"
     if one.is_invalid:
         yield "no instruction"
+        if 0x66 in prefixes and _has_target(code[len(prefixes) :]):  # which is cut off where it has four bytes
+            yield "size of a branch"
     if any(RegisterExt.is_mm(one.op_register(at)) for at in range(one.op_count)):
         yield "MMX"
         if CpuidFeature.SSSE3 in one.cpuid_features():
@@ -82,8 +87,10 @@ def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
             yield "size of a branch"
         if {0xF2, 0xF3} & set(prefixes):
             yield "repeated branch"
-        if case.isa.code <= one.near_branch_target < case.start:  # into zeros, which are add [rax],al, up to the case
-            yield from ("cut off", "jumps back", "read and written")
+        if (
+            case.isa.code <= to < case.start or case.isa.data <= to < case.isa.data + DATA_SIZE
+        ):  # to add [rax],al mostly
+            yield from ("cut off", "jumps away", "read and written")
         if not is_canonical(target(case, one) or 0):
             yield "not canonical"
     reached = list(accesses(case, one))
@@ -103,6 +110,11 @@ def _prefixes(code: bytes, bits: int) -> bytes:
 
 def _is_prefix(byte: int, bits: int) -> bool:
     return byte in PREFIXES or (bits == 64 and byte >> 4 == 4)
+
+
+def _has_target(opcode: bytes) -> bool:
+    """Whether it is CALL, JMP or Jcc with a target of as many bytes as the size of operands says."""
+    return opcode[:1] in (b"\xe8", b"\xe9") or (opcode[:1] == b"\x0f" and opcode[1:2] >= b"\x80" and opcode[1] < 0x90)
 
 
 def _registers(case: Case) -> Iterator[int]:

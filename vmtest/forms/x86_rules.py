@@ -9,12 +9,12 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from iced_x86 import OpKind, RegisterExt
+from iced_x86 import OpCodeInfo, OpKind, RegisterExt
 
 from vmtest.forms.x86_access import read, register_value
 from vmtest.model.case import Case
 
-__all__ = ["APPROXIMATE", "BANNED", "ELSEWHERE", "PREFIXES", "RULES", "UNDEFINED", "alike"]
+__all__ = ["APPROXIMATE", "BANNED", "ELSEWHERE", "PREFIXES", "RULES", "UNDEFINED", "alike", "mnemonic"]
 
 _TIME, _CHANCE = "it tells the time", "it draws at random"
 _MACHINE = "it tells of the machine, not of the instruction"
@@ -25,6 +25,11 @@ _CALL = "it calls a kernel that is not there"
 PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
 """Legacy prefixes: SDM, volume 2, section 2.1.1."""
 _T = TypeVar("_T")
+
+
+def mnemonic(info: OpCodeInfo) -> str:
+    """The name by which the rows here go."""
+    return info.instruction_string.split()[0].lower()
 
 
 def _all(words: str, value: _T) -> dict[str, _T]:
