@@ -206,7 +206,7 @@ def test_memory_is_reached() -> None:
     for name in MADE:
         row = TABLE.rows[name]
         kind, _, size = row.access.partition(":")
-        if kind not in ("offset", "base", "exact", "index"):
+        if kind not in ("offset", "base", "exact", "ordered", "index"):
             continue
         for _ in range(20):
             code, registers = TABLE.make(draw, name)
@@ -226,7 +226,7 @@ def _reached(word: int, name: str, registers: dict[str, int]) -> int:
     field = {name: field.get(word) for name, field in row.fields.items()}
     base = registers["sp" if field["Rn"] == 31 else f"x{field['Rn']}"]
     kind, _, size = row.access.partition(":")
-    if kind == "offset":
+    if kind in ("offset", "ordered"):
         return (base + field.get("simm", field.get("uimm", 0))) % 2**64
     if kind == "index":
         index = registers.get(f"x{field['Rm']}", 0)

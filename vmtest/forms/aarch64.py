@@ -1,8 +1,9 @@
 """A64: the base instructions, scalar floating point, Advanced SIMD, cryptography, and what v8.1 and later add to those.
 
 Source: Arm Architecture Reference Manual for A-profile (DDI 0487), chapter C4. The forms: data/aarch64*.txt. There
-``@offset`` is a base and an offset, ``@base`` a base alone, ``@exact`` one that must be aligned, ``@index`` one with a
-register, ``@literal`` an offset from the instruction, ``@branch`` too, ``@jump`` a register. SVE and SME are not here.
+``@offset`` is a base and an offset, ``@base`` a base alone, ``@exact`` one that must be aligned, ``@ordered`` an offset
+too, ``@index`` one with a register, ``@literal`` an offset from the instruction, ``@branch`` too, ``@jump`` a register.
+SVE and SME are not here.
 
 Exclusives are made as others are: that a store may fail at any time is told by its rule, and one without a load in its
 case always fails if each case begins with the monitor open.
@@ -35,7 +36,7 @@ _RULES = {
     "ldaxr": "not aligned: a fault (B2.9)",
     "ldxp": "not aligned to both registers: a fault (B2.9)",
     "ldaxp": "not aligned to both registers: a fault (B2.9)",
-    "cas": "not aligned: a fault, or none within 16 bytes with FEAT_LSE2 (B2.5)",
+    **dict.fromkeys(("cas", "stlur", "ldapur"), "not aligned: a fault, or none within 16 bytes with FEAT_LSE2 (B2.5)"),
     "udiv": "by zero: zero, no exception (C6.2)",
     "sdiv": "by zero: zero; the least by -1: the least; no exception (C6.2)",
     "lslv": "the amount is taken modulo the width (C6.2)",
@@ -74,7 +75,7 @@ class Table(Words):
     step = 4
     groups: ClassVar = {4: 0x1E000000}
     majors: ClassVar = {4: 0xFFE00000}
-    aligned = "exact"
+    aligned = ("exact", "ordered")
     reasons: ClassVar = {
         "privileged": "an instruction for more than user mode",
         "system": "a system instruction or register that tells the time or the machine, or is not the program's",
@@ -109,7 +110,7 @@ class Table(Words):
         to = address(random, int(size))
         if kind == "index":
             return word, _indexed(random, row, word, to)
-        if kind == "offset" and moved:
+        if kind in ("offset", "ordered") and moved:
             to -= moved.get(word)
         return word, _aligned(random, base, to)
 
@@ -117,7 +118,7 @@ class Table(Words):
         """See Words."""
         at = self.value(case, _base(row, word))
         kind = row.access.partition(":")[0]
-        if kind == "offset":
+        if kind in ("offset", "ordered"):
             moved = row.fields.get("simm") or row.fields["uimm"]
             at += moved.get(word)
         elif kind == "index":

@@ -70,7 +70,7 @@ class Table(Words):
     step = 2
     groups: ClassVar = {4: 0x7F, 2: 0xE003}
     majors: ClassVar = {4: 0x7000707C, 2: 0xFC03}
-    aligned = "atomic"
+    aligned = ("atomic",)
     reasons: ClassVar = {
         "privileged": "an instruction for more than user mode",
         "csr": "a control and status register that tells the time or the machine, or is not the program's",

@@ -26,14 +26,14 @@ RESERVED = 1 / 32
 
 class Words(Forms):
     """``majors`` are, by size in bytes, the bits by which words are told apart first, and ``groups`` those by which the
-    manual's first table does it. ``reasons`` is what the tables'
-    ``!`` options stand for, and ``aligned`` what ``@`` says of accesses that must be aligned.
+    manual's first table does it. ``reasons`` is what the tables' ``!`` options stand for, and ``aligned`` what ``@``
+    says of accesses that must be aligned.
     """
 
     majors: ClassVar[Mapping[int, int]]
     groups: ClassVar[Mapping[int, int]]
     reasons: ClassVar[Mapping[str, str]]
-    aligned: ClassVar[str]
+    aligned: ClassVar[tuple[str, ...]]
 
     def __init__(self, isa: Isa, rows: Iterable[Row]) -> None:
         super().__init__(isa)
@@ -143,7 +143,7 @@ class Words(Forms):
             if row is None or not size or kind == "literal":
                 continue
             at = self.reached(case, row, word)
-            if kind == self.aligned and at % int(size):
+            if kind in self.aligned and at % int(size):
                 found.add("misaligned")
             if any(at < edge < at + int(size) for edge in EDGES):
                 found.add("over an edge")
