@@ -97,7 +97,8 @@ class Shard:
     def _count(self, case: Case, key: Key, chunk: Chunk) -> None:
         """Count the case as one of the cluster, of which it may be the first."""
         if key not in self._known:
-            if key not in self._anew(case, key)[1]:
+            # Executors that have run nothing take a while to begin: not for what a second run does not show.
+            if key not in self._keys([case], key)[0] or key not in self._anew(case, key)[1]:
                 chunk.flaky.append(str(case))
                 return
             finding = self._finding(case, key, chunk.number)
