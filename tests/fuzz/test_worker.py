@@ -55,6 +55,19 @@ def test_python_does_not_start_again() -> None:
         assert found.deaths == 60
 
 
+def test_no_dead_qemu_is_left() -> None:
+    """A QEMU is waited for as soon as its worker has ended, and not when init gets to it."""
+    others, ended = set(psutil.Process().children(recursive=True)), set[psutil.Process]()
+    with _executor("qemu") as found:
+        for _ in range(3):
+            found.run([INC])
+            ended |= {one for one in psutil.Process().children(recursive=True) if one.name().startswith("qemu-system")}
+            found.renew()
+        assert len(ended - others) == 3
+        _, left = psutil.wait_procs(ended - others, timeout=1)
+    assert not left
+
+
 LEAVES = """
 import sys
 from pathlib import Path

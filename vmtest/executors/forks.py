@@ -9,15 +9,20 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
 from vmtest.executors.base import Engine
 from vmtest.executors.lives import BEGIN, CODE
 from vmtest.executors.worker import serve
+from vmtest.host.system import adopt_orphans
 from vmtest.model.isa import isa
+
+_PATIENCE = 2.0
 
 
 def _live(make: Callable[[], Engine], descriptors: Sequence[int], parent: int) -> NoReturn:
@@ -33,23 +38,34 @@ def _live(make: Callable[[], Engine], descriptors: Sequence[int], parent: int) -
 
 
 class _Child:
-    """One that lives, or has lived: it is waited for soon, whether or not anybody asks how it has ended."""
+    """One that lives, or has lived, with what it has left behind: all are waited for soon, whoever asks."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._code: int | None = None
 
-    def look(self, options: int = os.WNOHANG) -> None:
-        if self._code is None and (found := os.waitpid(self._pid, options))[0]:
-            self._code = os.waitstatus_to_exitcode(found[1])
+    def look(self) -> bool:
+        """Wait for those that have ended, and return whether there are others."""
+        with suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                if found[0] == self._pid:
+                    self._code = os.waitstatus_to_exitcode(found[1])
+            return True
+        return False
 
     def end(self) -> int:
         self.look()
         if self._code is None:
             os.kill(self._pid, signal.SIGKILL)
-            self.look(0)
-        assert self._code is not None
+            self._code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         return self._code
+
+    def bury(self) -> None:
+        """End it, and wait for what it has left behind, as far as that ends with it."""
+        self.end()
+        until = time.monotonic() + _PATIENCE
+        while self.look() and time.monotonic() < until:
+            time.sleep(0.002)
 
 
 def _fork(make: Callable[[], Engine], control: socket.socket, parent: int) -> None:
@@ -75,11 +91,12 @@ def _fork(make: Callable[[], Engine], control: socket.socket, parent: int) -> No
         else:
             break
     if child:
-        child.end()
+        child.bury()
 
 
 def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
+    adopt_orphans()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # nobody wants a file of each death
     module, name, control, parent, *argument = sys.argv[1:]
     kind: type[Engine] = import_module(module).Engine

@@ -92,7 +92,14 @@ def guarded(argv: tuple[str, ...]) -> tuple[str, ...]:
     return (setpriv, "--pdeathsig", "KILL", "--", *argv)
 
 
-PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
+PR_SET_CHILD_SUBREAPER, PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 36, 41, 42
+
+
+def adopt_orphans() -> None:
+    """Be the parent of what children leave behind, and not init, which may take seconds to wait for it (prctl(2))."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 @contextlib.contextmanager
