@@ -105,8 +105,8 @@ def test_what_is_undefined(line: str, undefined: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("line", "causes"),
     [
-        ("0f2801 rcx=0x20000008", {"misaligned"}),  # movaps xmm0, [rcx]
-        ("0f1001 rcx=0x20000008", set()),  # movups
+        ("0f2801 rcx=0x20000008", {"misaligned", "wide"}),  # movaps xmm0, [rcx]
+        ("0f1001 rcx=0x20000008", {"wide"}),  # movups
         ("488b01 rcx=0x8000000000000000", {"not canonical"}),
         ("ffe1 rcx=0x8000000000000000", {"not canonical"}),
         ("fa", {"privileged"}),
@@ -120,6 +120,13 @@ def test_what_is_undefined(line: str, undefined: dict[str, int]) -> None:
         ("4d667f0f", {"misplaced REX", "size of a branch"}),
         ("660f810000fa", {"cut off", "no instruction", "size of a branch"}),
         ("9d9c", {"privileged", "undefined flags"}),
+        ("dd17 rdi=0x20001ffc", {"C1 of rounding", "over an edge"}),
+        ("df17 rdi=0x20001ffc", {"C1 of rounding"}),
+        ("f30f7f07 rdi=0x20001ff8", {"wide", "over an edge"}),
+        ("66f20f58c1", {"several prefixes"}),
+        ("66f20f38f1c0", set()),  # crc32 of 16 bits
+        ("0f0dc7", {"prefetch of a register"}),
+        ("f3a6 rcx=1", {"repeated compare", "two operands"}),
         ("7503000000f1", {"read and written", "banned"}),  # jne to int1
         ("e900000010 rax=0x8000000000000000", {"not canonical", "jumps away", "cut off", "read and written"}),
         ("f066430f1c2da6f6ff0f", {"cut off", "no instruction"}),

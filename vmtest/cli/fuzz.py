@@ -30,7 +30,7 @@ def fuzz() -> None:
 @click.option("--executors", metavar="NAMES", help="two or more, with commas  [the fast ones that can run it here]")
 @click.option("--qemu", "qemus", metavar="BINARY", multiple=True, help="add the executor qemu:BINARY; more than once")
 @click.option("--time", "seconds", metavar="SECONDS", type=float, help=f"how long  [{SECONDS:g}, without --cases]")
-@click.option("--cases", metavar="N", type=int, help="how many cases, rounded up to a whole chunk")
+@click.option("--cases", metavar="N", type=int, help="how many cases")
 @click.option("--seed", metavar="N", type=int, help="the same seed makes the same cases  [drawn, and printed]")
 @click.option("--forms", metavar="PATTERNS", help='only these, by name or extension: "*cmpxchg*,BMI2"  [all]')
 @click.option("--length", metavar="N", type=int, default=1, help="instructions that a case has at most  [1]")
@@ -69,7 +69,7 @@ def insn(
     from vmtest.cli.insn import names_of
     from vmtest.fuzz import baseline as accepted
     from vmtest.fuzz.campaign import Plan, Report, run
-    from vmtest.fuzz.finding import Finding, write
+    from vmtest.fuzz.finding import Finding, prepared, write
     from vmtest.fuzz.generate import SOURCES, select
     from vmtest.model.isa import isa
     from vmtest.report.fuzzing import as_line, beginning, heading, noted, summary, summary_as_dict
@@ -80,14 +80,15 @@ def insn(
     if len(names) < 2:
         raise UsageError(f"there is nothing to compare {names[0]} with", hint="--executors with two names or more")
     for option, value in (("--time", seconds), ("--cases", cases), ("--length", length), ("--jobs", jobs)):
-        if value is not None and value <= 0:
-            raise UsageError(f"{option} {value:g}: it must be more than 0")
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(f"{option} {value:g}: it must be a number above 0")
     if accept and baseline is None:
         raise UsageError("--accept writes to a baseline", hint="--baseline FILE")
     known = accepted.known(baseline, accept)
     chosen = _sources(sources or ("forms" if forms else None), SOURCES)
     if corpus is not None and "mutants" not in chosen:
         raise UsageError("a corpus is for mutants, and none are made", hint="--sources mutants, or forms,mutants")
+    prepared(findings)
     plan = Plan(
         isa=row.name,
         executors=names,
@@ -140,7 +141,9 @@ def _sources(said: str | None, known: dict[str, str]) -> tuple[str, ...]:
     names = tuple(filter(None, (word.strip() for word in said.split(","))))
     unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise UsageError(f"--sources {said!r}: {unknown or 'it names none'}", hint=f"of {', '.join(known)}")
+        raise UsageError(
+            f"--sources {said!r} names {' and '.join(map(repr, unknown)) or 'none'}", hint=f"of {', '.join(known)}"
+        )
     return names
 
 

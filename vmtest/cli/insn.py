@@ -54,7 +54,7 @@ def run(
     from vmtest.report.insn import side_by_side
 
     line = " ".join(words).split()
-    if line[0] not in ISAS:
+    if not line or line[0] not in ISAS:
         line.insert(0, isa_name)
     places = [f"[{place.partition('=')[0]}]={place.partition('=')[2]}" for place in memory]
     case = Case.parse(" ".join([*line, *registers, *places]))

@@ -33,8 +33,8 @@ def replay(paths: Sequence[Path], executors: str | None, qemus: tuple[str, ...],
     It is, where the same of the same form differs between the same two executors. On others than its own, and other
     versions, it is where any two of them differ in that.
 
-    The exit code is 1 where one is still there, 0 where none is, 2 where a file could not be read or its executors are
-    not to be had: the others are run all the same.
+    The exit code is 1 where one is still there, 0 where none is, 2 where a file could not be read, its executors are
+    not to be had, or fewer than two of them can run it: the others are run all the same.
     """
     from vmtest.cli.insn import names_of
     from vmtest.fuzz.again import again
@@ -61,6 +61,7 @@ def replay(paths: Sequence[Path], executors: str | None, qemus: tuple[str, ...],
             continue
         for (file, _), (finding, case), result in zip(group, cases, results, strict=True):
             total, there = total + 1, there + bool(result.keys)
+            failed += _is_open(result)
             click.echo(_as_json(file, case, result) if as_json else _as_text(file, finding, case, result))
     if not as_json and total:
         click.echo(f"{there} of {total} are still there")
@@ -73,9 +74,14 @@ def _told(error: VmtestError) -> int:
     return 1
 
 
+def _is_open(result: Again) -> bool:
+    """Whether nothing could be compared."""
+    return result.compared < 2 and not result.keys
+
+
 def _as_json(file: Path, case: Case, result: Again) -> str:
     said = {name: outcome.as_dict(case.isa) for name, outcome in result.outcomes.items()}
-    data = {"finding": str(file), "case": str(case), "differs": bool(result.keys)}
+    data = {"finding": str(file), "case": str(case), "differs": None if _is_open(result) else bool(result.keys)}
     return json.dumps(data | {"others": [key._asdict() for key in result.others], "outcomes": said})
 
 
@@ -85,7 +91,10 @@ def _as_text(file: Path, finding: Finding, case: Case, result: Again) -> str:
     table, _ = side_by_side(case, result.outcomes, result.blind)
     lines = [str(file), table, f"found as: {finding.key}, {finding.verdict}"]
     lines += [f"the manual: {finding.rule}"] if finding.rule else []
-    lines.append("it is still there" if result.keys else "it is gone")
+    if _is_open(result):
+        lines.append(f"it cannot be told whether it is still there: {result.compared} of these can run it")
+    else:
+        lines.append("it is still there" if result.keys else "it is gone")
     lines += [f"put down to a known limit: {what}" for what in result.limits]
     lines += [f"other differences remain: {key}" for key in result.others]
     return "\n".join([*lines, ""])

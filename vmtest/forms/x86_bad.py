@@ -24,10 +24,8 @@ def bad_name(code: bytes, bits: int) -> str:
     if not unchecked.is_invalid and unchecked.has_lock_prefix:
         return f"{BAD} lock"
     at, seen = 0, set()
-    while at < len(code) and code[at] in PREFIXES:
+    while at < len(code) and (code[at] in PREFIXES or (bits == 64 and code[at] & 0xF0 == 0x40)):
         seen.add(code[at])
-        at += 1
-    if bits == 64 and at < len(code) and code[at] & 0xF0 == 0x40:
         at += 1
     prefixes = [f"{prefix:02x}" for prefix in sorted(seen & _TELLING)]
     first = code[at : at + 1]

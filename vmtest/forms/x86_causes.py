@@ -10,11 +10,15 @@ from iced_x86 import CpuidFeature, Decoder, DecoderError, Mnemonic, RegisterExt,
 from vmtest.forms.x86_access import JUMPS, accesses, is_read_and_written, target, undefined_behind
 from vmtest.forms.x86_rules import BANNED, PREFIXES, mnemonic
 from vmtest.model.case import Case
-from vmtest.model.isa import DATA_SIZE
+from vmtest.model.isa import DATA_SIZE, PAGE, Isa
 
 __all__ = ["causes"]
 
 _X87 = {CpuidFeature.FPU, CpuidFeature.FPU287, CpuidFeature.FPU387}
+_COMPARES = {
+    Mnemonic.CMPSB, Mnemonic.CMPSW, Mnemonic.CMPSD, Mnemonic.CMPSQ,
+    Mnemonic.SCASB, Mnemonic.SCASW, Mnemonic.SCASD, Mnemonic.SCASQ,
+}  # fmt: skip
 _DIVISIONS = {
     Mnemonic.FDIV, Mnemonic.FDIVP, Mnemonic.FDIVR, Mnemonic.FDIVRP, Mnemonic.FIDIV, Mnemonic.FIDIVR,
 }  # fmt: skip
@@ -77,6 +81,12 @@ def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
         yield "privileged"
     if {0x26, 0x2E, 0x36, 0x3E} & set(prefixes):
         yield "segment override"
+    if code[len(prefixes) :][:1] == b"\x0f" and _is_ambiguous(one, prefixes):
+        yield "several prefixes"
+    if one.mnemonic == Mnemonic.RESERVEDNOP and code[len(prefixes) :][:2] == b"\x0f\x0d":
+        yield "prefetch of a register"
+    if one.mnemonic in _COMPARES and {0xF2, 0xF3} & set(prefixes):
+        yield "repeated compare"
     if is_read_and_written(one):
         yield "read and written"
     if one.flow_control in JUMPS:
@@ -97,7 +107,11 @@ def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
     if len(reached) > 1:
         yield "two operands"
     for address, size, aligned in reached:
-        if not is_canonical(address) or not is_canonical(address + size - 1):
+        if size > 8:
+            yield "wide"
+        if any(address < edge < address + size for edge in _edges(case.isa)):
+            yield "over an edge"
+        if not is_canonical(address) or (size and not is_canonical(address + size - 1)):
             yield "not canonical"
         if aligned and address % size:
             yield "misaligned"
@@ -110,6 +124,17 @@ def _prefixes(code: bytes, bits: int) -> bytes:
 
 def _is_prefix(byte: int, bits: int) -> bool:
     return byte in PREFIXES or (bits == 64 and byte >> 4 == 4)
+
+
+def _is_ambiguous(one: Any, prefixes: bytes) -> bool:
+    """Whether more than one prefix may be the one that its opcode needs: 66 may be its size of operands besides."""
+    mandatory = {0x66, 0xF2, 0xF3} & set(prefixes)
+    return len(mandatory - {0x66}) > 1 or (len(mandatory) > 1 and one.op_code().operand_size != 16)
+
+
+def _edges(isa: Isa) -> tuple[int, ...]:
+    """Where what is mapped begins and ends."""
+    return isa.code, isa.code + PAGE, isa.data, isa.data + DATA_SIZE
 
 
 def _has_target(opcode: bytes) -> bool:

@@ -70,7 +70,7 @@ def _bit_scan(case: Case, one: Any) -> dict[str, int]:
         source: int | None = register_value(case, one.op1_register)
     else:  # where another one comes before it that may have written there
         source = read(case, one) if one.ip == case.start else 0
-    return _destination(case, one) if source == 0 else {}
+    return {} if source else _destination(case, one)  # also where it is not known
 
 
 def _count(case: Case, one: Any, at: int) -> int:

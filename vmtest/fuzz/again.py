@@ -16,11 +16,12 @@ __all__ = ["Again", "again"]
 
 
 class Again(NamedTuple):
-    """What has come of a case. ``keys`` are those of its clusters that are the finding's, and ``others`` the rest;
-    ``limits`` is what is put down to known limits. ``blind`` are as Fleet has them.
+    """What has come of a case. ``compared`` is how many could run it. ``keys`` are those of its clusters that are the
+    finding's, and ``others`` the rest; ``limits`` is what is put down to known limits. ``blind`` are as Fleet has them.
     """
 
     outcomes: Mapping[str, Outcome]
+    compared: int
     keys: Sequence[Key]
     others: Sequence[Key]
     limits: Sequence[str]
@@ -57,4 +58,4 @@ def _again(
     same = key if {key.who, key.against} <= {*labels} else key[:3]
     keys = [other for other in verdict.keys if other[: len(same)] == same]
     others = [other for other in verdict.keys if other not in keys]
-    return Again(outcomes, keys, others, [row.what for row in verdict.limits], blind)
+    return Again(outcomes, len(verdict.compared), keys, others, [row.what for row in verdict.limits], blind)

@@ -30,8 +30,8 @@ __all__ = ["Plan", "Report", "in_order", "look_at", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to fuzz. ``seconds`` and ``cases`` are limits, of which the first that is reached ends it; the number of
-    cases is rounded up to whole chunks. ``names`` are the forms that are made.
+    """What to fuzz. ``seconds`` and ``cases`` are limits, of which the first that is reached ends it. ``names`` are the
+    forms that are made.
     """
 
     isa: str
@@ -180,8 +180,18 @@ def _chunks(report: Report, is_over: Callable[[int], bool]) -> Generator[Chunk]:
     with fleet(report.plan.executors, isa(report.plan.isa)) as several:
         shard = _shard(report, several)
         while not is_over(number):
-            yield shard.run(number)
+            try:
+                chunk = shard.run(number, size=_size(report.plan, number))
+            except KeyboardInterrupt:
+                yield shard.under_way
+                raise
+            yield chunk
             number += 1
+
+
+def _size(plan: Plan, number: int) -> int:
+    """How many cases chunk ``number`` has: the last one what is left."""
+    return CHUNK if plan.cases is None else min(CHUNK, plan.cases - number * CHUNK)
 
 
 def _chunks_of_several(report: Report, is_over: Callable[[int], bool]) -> Generator[Chunk]:
@@ -194,7 +204,8 @@ def _chunks_of_several(report: Report, is_over: Callable[[int], bool]) -> Genera
         while True:
             while len(running) < 2 * report.plan.jobs and not is_over(number):
                 with _deaf_children():
-                    running.add(pool.submit(_run, number, frozenset(report.findings)))
+                    size = _size(report.plan, number)
+                    running.add(pool.submit(_run, number, frozenset(report.findings), size))
                 number += 1
             if not running:
                 return
@@ -237,6 +248,6 @@ def _watch(parent: int, stop: Event) -> None:
     os._exit(1)
 
 
-def _run(number: int, known: frozenset[Key]) -> Chunk:
+def _run(number: int, known: frozenset[Key], size: int) -> Chunk:
     assert _mine is not None
-    return _mine.run(number, known)
+    return _mine.run(number, known, size)

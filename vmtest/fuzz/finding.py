@@ -8,13 +8,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple, Self
 
 from vmtest.compare.pairs import KINDS
 from vmtest.errors import HostError, UsageError
 from vmtest.model.case import Case
 
-__all__ = ["FORMAT", "Finding", "Key", "read", "write"]
+__all__ = ["FORMAT", "Finding", "Key", "prepared", "read", "write"]
 
 FORMAT = 1
 """Of the files: another one is not read."""
@@ -124,6 +125,16 @@ def read(path: Path) -> Finding:
         raise UsageError(f"{path} is not JSON: {error}") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}", hint=error.hint) from None
+
+
+def prepared(folder: Path) -> Path:
+    """The folder, which is there, and which findings can be written to. Raises UsageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise UsageError(f"findings cannot be written to {folder}: {error.strerror}", hint="--findings DIR") from None
 
 
 def write(folder: Path, finding: Finding) -> Path:

@@ -134,6 +134,10 @@ class Generator:
         self._forms = forms(isa.name)
         self._banned = {name for name in self._forms.names if self._forms.banned(name) and name not in names}
         self._sources = [source for source in sources if names or source == "bytes" or (source == "mutants" and corpus)]
+        if not self._sources and self._forms.names:
+            raise UsageError(
+                "fewer than two of the executors have what these forms need", hint="vmtest fuzz insn --help: --forms"
+            )
         if not self._sources:
             raise UsageError(
                 f"there is no table of the forms of {isa.name}", hint="--sources bytes, or mutants of a corpus"

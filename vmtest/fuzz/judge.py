@@ -46,6 +46,8 @@ class Judge:
         told = [name for name in self._names if name in outcomes and outcomes[name].status != "unsupported"]
         able = [name for name in told if outcomes[name].status != "decoded"]
         wrong = self._wrong_decoders(case, outcomes) if len(able) < len(told) else {}
+        if len(able) == 1 and outcomes[able[0]].status == "died":
+            return Verdict(told, [self._death(case, able[0])], ())
         if not self._differing(case, outcomes, able) and not wrong:
             return Verdict(told, (), ())
         decoded = self._forms.decode(case.code, case.start)
@@ -65,6 +67,12 @@ class Judge:
                 form = _called([one.form for one in decoded])
                 keys.append(Key(self._isa, form, "decoding", self._labels[name], self._labels[who]))
         return Verdict(told, keys, limits, unclaimed=claiming != able)
+
+    def _death(self, case: Case, name: str) -> Key:
+        """Of an executor that dies of what no other can run: it is to live whatever it is given."""
+        form = _called([one.form for one in self._forms.decode(case.code, case.start)])
+        other = next(other for other in self._names if other != name)
+        return Key(self._isa, form, "died", self._labels[name], self._labels[other])
 
     def _claiming(
         self, case: Case, outcomes: Mapping[str, Outcome], able: Sequence[str], decoded: Sequence[Instruction]

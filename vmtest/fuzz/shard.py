@@ -10,7 +10,7 @@ from vmtest.compare.outcomes import aspects, verdict
 from vmtest.executors import Fleet
 from vmtest.forms import forms
 from vmtest.fuzz.finding import Finding, Key
-from vmtest.fuzz.generate import Generator
+from vmtest.fuzz.generate import CHUNK, Generator
 from vmtest.fuzz.judge import Judge
 from vmtest.fuzz.minimise import minimise
 from vmtest.fuzz.survey import Survey
@@ -58,15 +58,20 @@ class Shard:
         self._judge = Judge(fleet, survey)
         self._forms = forms(fleet.isa.name)
         self._known: set[Key] = set()
+        self.under_way = Chunk(number=0)
         self._blind, self._labels = fleet.blind, fleet.labels
 
-    def run(self, number: int, known: Collection[Key] = ()) -> Chunk:
-        """Make, run and judge chunk ``number``. Raises HostError where an executor cannot go on."""
+    def run(self, number: int, known: Collection[Key] = (), size: int = CHUNK) -> Chunk:
+        """Make, run and judge chunk ``number``, which is ``under_way`` meanwhile. Raises HostError where an executor
+        cannot go on.
+        """
         self._known |= set(known)
         deaths = dict(self._fleet.deaths)
-        chunk = Chunk(number=number)
-        self._look(self._generator.chunk(number), chunk)
-        chunk.deaths = {name: died - deaths[name] for name, died in self._fleet.deaths.items()}
+        chunk = self.under_way = Chunk(number=number)
+        try:
+            self._look(self._generator.chunk(number, size), chunk)
+        finally:
+            chunk.deaths = {name: died - deaths[name] for name, died in self._fleet.deaths.items()}
         return chunk
 
     def look(self, cases: Sequence[Case]) -> Chunk:
@@ -82,6 +87,7 @@ class Shard:
         found = list[tuple[Case, Key]]()
         for at, case in enumerate(cases):
             judged = self._judge.judge(case, {name: several[at] for name, several in outcomes.items()})
+            found += [(case, key) for key in judged.keys]
             if len(judged.compared) < 2:
                 chunk.alone += 1
                 continue
@@ -90,7 +96,6 @@ class Shard:
             chunk.differing += bool(judged.keys or judged.limits)
             chunk.unclaimed += judged.unclaimed
             chunk.limits.update(f"{row.executor}: {row.what}" if row.executor else row.what for row in judged.limits)
-            found += [(case, key) for key in judged.keys]
         for case, key in found:
             self._count(*self._shortest(case, key), chunk)
 

@@ -77,7 +77,11 @@ def summary(report: Report, folder: str) -> str:
         lines.append(f"  {report.unclaimed:,} differed over what an executor does not claim to have, and do not count")
     odd = Counter({key: times for key, times in report.statuses.items() if key[1] not in ("ok", "exception")})
     lines += [f"  {name}: {times:,} {status}" for (name, status), times in odd.most_common()]
-    lines += [f"  {name}: {times:,} workers died of cases" for name, times in report.deaths.items() if times]
+    lines += [
+        f"  {name}: died {times:,} times, also of cases that were made smaller"
+        for name, times in report.deaths.items()
+        if times
+    ]
     if report.flaky:
         lines.append(
             f"  {len(report.flaky)} differed once, and not a second time on executors begun anew (flaky),"
