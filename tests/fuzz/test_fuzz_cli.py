@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from vmtest.executors import fleet
-from vmtest.fuzz.campaign import Plan, look_at
+from vmtest.fuzz.campaign import Plan, look_at, run
 from vmtest.fuzz.judge import Judge
 from vmtest.fuzz.survey import survey
 from vmtest.model.case import Case
@@ -48,8 +48,10 @@ def test_a_known_bug_is_found(tmp_path: Path) -> None:
     assert len(flags["vex_blsi_r64_rm64"]["case"].split()) <= 4
     again = _vmtest("replay", *map(str, files), code=1).stdout
     assert f"{len(files)} of {len(files)} are still there" in again
-    gone = _vmtest("replay", str(tmp_path / "findings"), "--executors", "native,native")
+    gone = _vmtest("replay", str(tmp_path / "findings"), "--executors", "native,iced")
     assert f"0 of {len(files)} are still there" in gone.stdout
+    alone = _vmtest("replay", str(files[0]), "--executors", "native", code=2)
+    assert "it cannot be told whether it is still there: 1 of these can run it" in alone.stdout
 
 
 def test_what_is_still_there(tmp_path: Path) -> None:
@@ -97,6 +99,23 @@ def test_executors_are_not_held_to_what_they_do_not_claim(tmp_path: Path) -> Non
     assert [finding.seen for finding in differ.findings.values()] == [2]
     ran = look_at(plan, [Case.parse(f"{blsi}0fc7f9 rbx=1")])  # rdseed, which Unicorn runs and does not claim
     assert (ran.unclaimed, ran.findings) == (1, {})
+
+
+def test_a_death_of_what_no_other_can_run() -> None:
+    """Unicorn dies of a case that KVM's emulator cannot run: that is a cluster, though there is nothing to compare."""
+    plan = Plan(isa="x86_64", executors=("unicorn", "kvm"), names=("nopd",), seed=0)
+    report = look_at(plan, [Case.parse("x86_64 660f3a60f200 rax=0x80000000 rdx=0x1")])  # pcmpestrm
+    assert [(key.kind, key.who) for key in report.findings] == [("died", "unicorn")]
+    assert (report.alone, report.compared) == (1, 0)
+
+
+def test_the_number_of_cases_is_exact() -> None:
+    """--cases N runs N of them, whatever a chunk holds, and the same ones as a longer run begins with."""
+    short, long = (
+        run(Plan(isa="x86_64", executors=("unicorn", "native"), names=("sahf",), seed=3, cases=n)) for n in (1030, 2000)
+    )
+    assert (short.cases, long.cases) == (1030, 2000)
+    assert {*short.findings} <= {*long.findings}
 
 
 def test_the_form_is_of_what_was_run() -> None:

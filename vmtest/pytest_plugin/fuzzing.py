@@ -21,8 +21,8 @@ __all__ = ["Executors", "executors"]
 class Executors:
     """What the ``executors`` fixture is. ``names`` are executors (vmtest insn list); by default all that can be had."""
 
-    def __init__(self, record: Callable[[str, object], None], accept: bool, findings: Path) -> None:
-        self._record, self._accept, self._findings = record, accept, findings
+    def __init__(self, record: Callable[[str, object], None], accept: bool, findings: Path, root: Path) -> None:
+        self._record, self._accept, self._findings, self._root = record, accept, findings, root
         self._fleets: dict[tuple[str, tuple[str, ...]], Fleet] = {}
 
     def run(self, case: Case | str, names: Sequence[str] | str = ()) -> Mapping[str, Outcome]:
@@ -60,8 +60,8 @@ class Executors:
         baseline: str | Path | None = None,
     ) -> Report:
         """Fuzz for a number of cases (10,000 where nothing is said) or seconds, and raise Divergence for clusters that
-        the baseline does not hold; the file of each goes to the test's directory. With ``pytest --vm-accept`` they are
-        written to the baseline instead.
+        the baseline, whose path is relative to pytest's root directory, does not hold; the file of each goes to the
+        test's own directory. With ``pytest --vm-accept`` they are written to the baseline instead.
 
         Raises UsageError, HostError.
         """
@@ -72,7 +72,7 @@ class Executors:
         from vmtest.model.isa import isa as row_of
         from vmtest.report.fuzzing import heading, summary
 
-        path = Path(baseline) if baseline is not None else None
+        path = self._root / baseline if baseline is not None else None
         known = accepted.known(path, self._accept)
         row = row_of(isa)
         plan = Plan(
@@ -129,9 +129,8 @@ def executors(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Execut
     ``executors.fuzz(cases=10_000, baseline="known.jsonl")``; see vmtest insn list.
     """
     properties = request.node.user_properties
-    found = Executors(
-        lambda *pair: properties.append(pair), request.config.getoption("vm_accept"), tmp_path / "findings"
-    )
+    accept, root = request.config.getoption("vm_accept"), request.config.rootpath
+    found = Executors(lambda *pair: properties.append(pair), accept, tmp_path / "findings", root)
     try:
         yield found
     finally:

@@ -85,7 +85,7 @@ def summary(report: Report, folder: str) -> str:
     if report.flaky:
         lines.append(
             f"  {len(report.flaky)} differed once, and not a second time on executors begun anew (flaky),"
-            f" such as {report.flaky[0]}"
+            f" such as {report.flaky[0]:.100}"
         )
     if not report.findings:
         return "\n".join([*lines, "no difference"])
