@@ -131,7 +131,7 @@ struct unicorn {
     ulong *fixed;           /* in `state`, the register of which some bits are no state of the program's */
     ulong fixed_mask, fixed_value;
     ulong mode;             /* added to the address where it begins */
-    void (*renew)(void);    /* makes it anew, where it does not outlive a fetch that fails */
+    void (*renew)(void);    /* makes it anew, where it does not outlive a fetch that fails, or is not aligned */
     const int *x87_ids;     /* of FPCW, FPSW, FPTAG and FP0 to FP7; none where there are none */
     void **x87_places;      /* where in `x87` each is */
     u8 *x87, *x87_state;    /* SLOT bytes of each; FCW, FSW, FTW and ST0 to ST7 in `state` */
@@ -213,7 +213,7 @@ static struct outcome unicorn_case(void *engine, const u8 *state, u32 length, u8
         return (struct outcome){ .status = TIMEOUT };
     }
     if (x87) tell_x87(e);
-    if (error == FETCH_UNMAPPED && e->renew) e->renew();
+    if ((error == FETCH_UNMAPPED || e->fault.known & RAISED) && e->renew) e->renew();
     if (e->fixed) *e->fixed = (*e->fixed & ~e->fixed_mask) | e->fixed_value;
     copy(to, e->state, e->batch.size);
     struct outcome o = e->fault;
