@@ -78,7 +78,8 @@ def insn(
     row = isa(isa_name)
     names = names_of(executors, row.name, qemus, bulk=True)
     if len(names) < 2:
-        raise UsageError(f"there is nothing to compare {names[0]} with", hint="--executors with two names or more")
+        why = f"there is nothing to compare {names[0]} with"
+        raise UsageError(why, hint="--executors with two names; vmtest insn list")
     for option, value in (("--time", seconds), ("--cases", cases), ("--length", length), ("--jobs", jobs)):
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"{option} {value:g}: it must be a number above 0")
@@ -155,7 +156,7 @@ def _corpus(path: Path | None, isa_name: str) -> tuple[Any, ...]:
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the corpus {path} cannot be read: {error}") from None
+        raise UsageError(f"the corpus {path} cannot be read: {getattr(error, 'strerror', error)}") from None
     cases = []
     for number, line in enumerate(lines, 1):
         if line and not line.startswith("#"):

@@ -57,7 +57,7 @@ def replay(paths: Sequence[Path], executors: str | None, qemus: tuple[str, ...],
         try:
             results = again(cases, names)
         except VmtestError as error:
-            failed += _told(error)
+            failed += _told(error, group[0][0])
             continue
         for (file, _), (finding, case), result in zip(group, cases, results, strict=True):
             total, there = total + 1, there + bool(result.keys)
@@ -68,9 +68,9 @@ def replay(paths: Sequence[Path], executors: str | None, qemus: tuple[str, ...],
     return 2 if failed else int(bool(there))
 
 
-def _told(error: VmtestError) -> int:
+def _told(error: VmtestError, file: Path | None = None) -> int:
     """An error that does not keep us from the other findings; it is one."""
-    click.echo(f"vmtest: {error.whose}: {error}", err=True)
+    click.echo(f"vmtest: {error.whose}: {f'{file}: ' if file else ''}{error}", err=True)
     return 1
 
 

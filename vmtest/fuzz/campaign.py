@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
 
 from vmtest.errors import HostError
@@ -198,8 +199,12 @@ def _chunks_of_several(report: Report, is_over: Callable[[int], bool]) -> Genera
     """Chunks by several processes: which of them runs one makes no difference to what comes of it."""
     number, running = 0, set[Future[Chunk]]()
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    pool = ProcessPoolExecutor(report.plan.jobs, context, initializer=_begin, initargs=(report, os.getpid(), stop))
+    stop, places = context.Event(), context.SimpleQueue()
+    cpus = sorted(os.sched_getaffinity(0))
+    for job in range(report.plan.jobs):
+        places.put(cpus[job % len(cpus)])
+    given = report, os.getpid(), stop, places
+    pool = ProcessPoolExecutor(report.plan.jobs, context, initializer=_begin, initargs=given)
     try:
         while True:
             while len(running) < 2 * report.plan.jobs and not is_over(number):
@@ -234,9 +239,12 @@ def _deaf_children() -> Iterator[None]:
 _mine: Shard | None = None
 
 
-def _begin(report: Report, parent: int, stop: Event) -> None:
-    """In a process of its own: executors that live as long as it does."""
+def _begin(report: Report, parent: int, stop: Event, places: SimpleQueue[int]) -> None:
+    """In a process of its own: executors that live as long as it does. All of these have one CPU: they take turns, and
+    to wake one on another CPU takes longer than many a case.
+    """
     global _mine
+    os.sched_setaffinity(0, {places.get()})
     threading.Thread(target=_watch, args=(parent, stop), daemon=True).start()
     _mine = _shard(report, fleet(report.plan.executors, isa(report.plan.isa)))
 
