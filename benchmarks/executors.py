@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--executors", nargs="+", default=BULK)
     options = parser.parse_args()
     verdicts = measured(options.executors, make(options.cases, options.seed), options.runs)
-    verdicts += fuzzing(max(1, options.runs // 3), 12 * options.cases, options.seed)
+    verdicts += fuzzing(max(1, options.runs // 3), 40 * options.cases, options.seed)  # a minute of one, as by default
     print(*verdicts, sep="\n")
 
 
