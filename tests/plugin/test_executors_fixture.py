@@ -49,7 +49,7 @@ def test_only_new_clusters_fail(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*Divergence*", "*1 new clusters*"])
     report = ElementTree.parse(pytester.path / "report.xml")  # our own
     properties = {p.get("name"): p.get("value") for p in report.iter("property")}
-    assert (properties["vm_fuzz_cases"], properties["vm_fuzz_new"]) == ("1024", "1")
+    assert (properties["vm_fuzz_cases"], properties["vm_fuzz_new"]) == ("1000", "1")
 
 
 INTERRUPTED = """
