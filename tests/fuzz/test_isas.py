@@ -177,7 +177,7 @@ def test_random_bytes(name: str) -> None:
     ]
     with executor("unicorn", row) as found:
         first, second = found.run(cases), found.run(cases)
-    # Whether Unicorn 2.1.4 dies of a case of MIPS is chance for some: once in 25 runs of these it did, and did not again.
+    # Of some cases of MIPS Unicorn 2.1.4 dies by chance: once in 25 runs of these it did, and did not again.
     open_ = {"timeout", "died"} if name == "mips32" else {"timeout"}
     settled = [n for n in range(len(cases)) if not open_ & {first[n].status, second[n].status}]
     assert len(settled) > 170
