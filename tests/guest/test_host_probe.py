@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ TCG = ACCELERATORS["tcg"]
 def _own_cache_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+    gc.collect()  # of earlier tests in this worker, whose descriptors would else be closed during this one
     descriptors = psutil.Process().num_fds()
     children = set(psutil.Process().children(recursive=True))  # guests that other tests of this worker share
     yield
