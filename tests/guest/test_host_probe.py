@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import grp  # noqa: F401 - which is asked for as nobody, who may not be able to read Python's own files
 import os
 import signal
 import subprocess
