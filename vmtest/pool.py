@@ -7,9 +7,11 @@ import contextlib
 import itertools
 import logging
 import os
+import resource
 import threading
 import time
 from collections import deque
+from pathlib import Path
 
 from vmtest.cloning import clone
 from vmtest.deadline import Deadline
@@ -28,6 +30,10 @@ LONG = 8
 """A clone that waited while so many times the pool's size were asked for, all of others, makes room."""
 CALM = 0.02
 """Seconds after a hand-out in which no new clone is begun: the first answer of the one handed out comes sooner."""
+DESCRIPTORS = 64
+"""File descriptors that a pool leaves to the program and its other guests."""
+OPENED = 16
+"""Descriptors that a clone takes while it is made; 8 once it runs."""
 WARM = 60.0
 """Seconds in which a clone must have answered its first command."""
 
@@ -152,17 +158,10 @@ class Pool:
         held = len(self.ready) + len(self._making)
         if not self._held or self._stalled or held >= most or (self._alone and self._making):
             return False
-        try:
-            left = memory.available()
-        except OSError:  # too many open files
-            return False
-        left -= memory.RESERVE + memory.CLONE * (1 + len(self._making))
-        if left < 0 and not self.shortage:
-            self.shortage = (
-                f"the pool kept {len(self.ready)} guests ready and not {most}: {memory.available()} MiB of memory "
-                f"were left, of which it leaves {memory.RESERVE}"
-            )
-        return left >= 0
+        short = _short_of(len(self._making))
+        if short and not self.shortage:
+            self.shortage = f"the pool kept {len(self.ready)} guests ready and not {most}: {short}"
+        return not short
 
     def _made(self, recipe: Recipe) -> Life:
         life = clone(*recipe, remember=self._remember)
@@ -197,3 +196,17 @@ class Pool:
             thread.join(10)
         with contextlib.suppress(Exception):
             atexit.unregister(self.close)
+
+
+def _short_of(making: int) -> str:
+    """What another clone, beside those in the ``making``, would take away from the program; "" if nothing."""
+    try:
+        free = memory.available()
+        spare = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - sum(1 for _ in Path("/proc/self/fd").iterdir())
+    except OSError:  # too many open files
+        free, spare = 0, 0
+    if spare < DESCRIPTORS + OPENED * (1 + making):
+        return f"{spare} more files could be opened, of which it leaves {DESCRIPTORS} (ulimit -n)"
+    if free < memory.RESERVE + memory.CLONE * (1 + making):
+        return f"{free} MiB of memory were left, of which it leaves {memory.RESERVE}"
+    return ""

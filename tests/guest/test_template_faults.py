@@ -719,22 +719,21 @@ FEW_DESCRIPTORS = """
 import os, resource
 import vmtest
 from vmtest import booting
-with vmtest.boot(memory=128) as guest:
-    for more in range(30, 38):  # so that each of a clone's descriptors is once the first that cannot be had
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + more, 4096))
-        pool = booting.use_pool(64)
-        with vmtest.boot(memory=128) as first:
-            while not pool._stalled:
-                first.run("true").check()
-            ready = len(pool.ready)
-            with vmtest.boot(memory=128) as second:
-                print(ready < 20, first.run("echo works").stdout + second.run("echo works").stdout.strip())
-        pool.close()
+with vmtest.boot(memory=128):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 160, 4096))
+    pool = booting.use_pool(64)
+    with vmtest.boot(memory=128) as first:
+        while not pool.shortage:
+            first.run("true").check()
+        files = [open("/dev/null") for _ in range(40)]
+        with vmtest.boot(memory=128) as second:
+            print(first.run("echo works").stdout + second.run("echo works").stdout + pool.shortage)
+    pool.close()
 """
 
 
-def test_pool_without_descriptors(own: Path) -> None:
-    """A pool that runs out of file descriptors stops there, and goes on handing out what it has."""
+def test_pool_with_few_descriptors(own: Path) -> None:
+    """A pool leaves the program the file descriptors that it works with, and says that it is small for them."""
     done = subprocess.run(
         [sys.executable, "-c", FEW_DESCRIPTORS],
         env={**os.environ, "XDG_CACHE_HOME": str(own)},
@@ -743,7 +742,49 @@ def test_pool_without_descriptors(own: Path) -> None:
         timeout=120,
         check=False,
     )
-    assert done.stdout.split() == ["True", "works", "works"] * 8, done.stdout + done.stderr
+    *works, note = done.stdout.splitlines() or [""]
+    assert works == ["works", "works"], done.stdout + done.stderr
+    assert 2 < int(note.split()[3]) < 20, note
+    assert "guests ready and not 64: " in note
+    assert "more files could be opened, of which it leaves 64" in note
+
+
+NO_DESCRIPTORS = """
+import os, resource
+import psutil
+import vmtest
+me = psutil.Process()
+with vmtest.boot(memory=128):
+    before = me.num_fds(), len(me.children())
+    for spare in range(24):  # so that each of a clone's descriptors is once the first that cannot be had
+        resource.setrlimit(resource.RLIMIT_NOFILE, (me.num_fds() + spare, 4096))
+        try:
+            with vmtest.boot(memory=128) as guest:
+                guest.run("true").check()
+            print("works")
+        except vmtest.HostError as error:
+            print("refused", "open files" in error.message)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 4096))
+        assert (me.num_fds(), len(me.children())) == before, spare
+"""
+
+
+def test_boot_without_descriptors(own: Path) -> None:
+    """Whichever of its file descriptors a guest cannot have, the boot is a HostError that says so and leaves nothing
+    behind.
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", NO_DESCRIPTORS],
+        env={**os.environ, "XDG_CACHE_HOME": str(own)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    refused = lines.index("works") if "works" in lines else len(lines)
+    assert 5 < refused < 20, done.stdout + done.stderr
+    assert lines == ["refused True"] * refused + ["works"] * (24 - refused), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("noticed", [True, False])
