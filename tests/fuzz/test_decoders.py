@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from oncase import run
 
 from vmtest.compare.decoding import decoding
 from vmtest.compare.outcomes import aspects, verdict
@@ -13,16 +14,6 @@ from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import PAGE, isa
 
 DECODERS = [name for name, row in EXECUTORS.items() if row.decodes]
-
-
-def _run(name: str, *lines: str) -> list[Outcome]:
-    cases = [Case.parse(line) for line in lines]
-    try:
-        found = executor(name, cases[0].isa)
-    except HostError as error:
-        pytest.skip(error.message)
-    with found:
-        return found.run(cases)
 
 
 def _places(outcome: Outcome) -> list[int]:
@@ -59,7 +50,7 @@ KNOWN = [(name, *row) for row in DECODED for name in DECODERS if row[0].split()[
 def test_where_instructions_begin(name: str, line: str, places: list[int], stop: int, is_cut: bool) -> None:
     """A decoder tells where each instruction begins, where it stopped, and whether more bytes would make it one."""
     case = Case.parse(line)
-    (outcome,) = _run(name, line)
+    (outcome,) = run(name, line)
     assert (outcome.status, _places(outcome), outcome.end) == ("decoded", places, case.start + stop)
     assert (outcome.address == case.isa.code + PAGE) == is_cut
 
@@ -120,7 +111,7 @@ def test_against_the_cpu() -> None:
     """Capstone's refusal of an alias that the CPU runs is a difference of its own, and no other one."""
     line = "x86_64 0faee9"  # lfence
     case = Case.parse(line)
-    outcomes = {name: _run(name, line)[0] for name in ("native", "capstone", "iced")}
+    outcomes = {name: run(name, line)[0] for name in ("native", "capstone", "iced")}
     rows = aspects(case, outcomes)
     assert [row.name for row in rows if row.differs] == ["decoding"]
     assert verdict(rows) == "capstone stands alone: decoding"
@@ -136,7 +127,7 @@ def test_decoders_are_not_taken_for_many_cases() -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_outcomes_pack(name: str) -> None:
     """What a decoder says is the same after it went through bytes, as it does from its worker."""
-    (outcome,) = _run(name, ADDS)
+    (outcome,) = run(name, ADDS)
     assert Outcome.unpack(isa("x86_64"), outcome.pack(), 1) == [outcome]
     assert outcome.as_dict(isa("x86_64"))["begins"] == 0b1001
 

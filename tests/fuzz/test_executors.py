@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from oncase import having, run
 
 from vmtest.compare.outcomes import aspects
 from vmtest.errors import HostError, UsageError
@@ -24,20 +25,6 @@ from vmtest.model.isa import CODE, DATA, PAGE, isa
 
 X86 = [name for name, row in EXECUTORS.items() if "x86_64" in row.isas and not row.decodes]
 END = CODE + PAGE
-
-
-def _executor(name: str, isa_name: str = "x86_64") -> Executor:
-    """The executor, where this host has it."""
-    try:
-        return executor(name, isa(isa_name))
-    except HostError as error:
-        pytest.skip(error.message)
-
-
-def _run(name: str, *lines: str) -> list[Outcome]:
-    cases = [Case.parse(line) for line in lines]
-    with _executor(name, cases[0].isa.name) as found:
-        return found.run(cases)
 
 
 def _registers(line: str, outcome: Outcome) -> dict[str, int]:
@@ -61,7 +48,7 @@ COMES_TO = [
 def test_what_comes_of_it(name: str) -> None:
     """Registers, flags and vectors are what the manual says, each case beginning in its own state alone."""
     lines = [line for line, _ in COMES_TO]
-    for (line, registers), outcome in zip(COMES_TO, _run(name, *lines), strict=True):
+    for (line, registers), outcome in zip(COMES_TO, run(name, *lines), strict=True):
         assert outcome.status == "ok", line
         assert outcome.end == END, line
         assert _registers(line, outcome) == registers, line
@@ -71,7 +58,7 @@ def test_what_comes_of_it(name: str) -> None:
 def test_vectors(name: str) -> None:
     """SSE computes, and MXCSR rounds: 1/3 rounded to nearest and up (Intel SDM, volume 1, section 11.6.4)."""
     third = "x86_64 f30f5ec1 xmm0=0x3f800000 xmm1=0x40400000"  # divss
-    nearest, down, up = _run(name, *(f"{third} mxcsr={mxcsr}" for mxcsr in ("0x1f80", "0x3f80", "0x5f80")))
+    nearest, down, up = run(name, *(f"{third} mxcsr={mxcsr}" for mxcsr in ("0x1f80", "0x3f80", "0x5f80")))
     assert [_registers(third, outcome)["xmm0"] for outcome in (nearest, down, up)] == [
         0x3EAAAAAB,
         0x3EAAAAAA,
@@ -93,7 +80,7 @@ EXCEPTIONS = [  # vector, address
 def test_exceptions(name: str) -> None:
     """An exception is told with its vector and the address that failed, and nothing was written."""
     lines = [line for line, _, _ in EXCEPTIONS]
-    for (line, vector, address), outcome in zip(EXCEPTIONS, _run(name, *lines), strict=True):
+    for (line, vector, address), outcome in zip(EXCEPTIONS, run(name, *lines), strict=True):
         if (name, vector, outcome.status) == ("kvm-user", 6, "unsupported"):
             continue  # where KVM's emulator may have said so
         assert (outcome.status, outcome.vector, outcome.address) == ("exception", vector, address), line
@@ -104,7 +91,7 @@ def test_exceptions(name: str) -> None:
 @pytest.mark.parametrize("name", X86)
 def test_what_was_written(name: str) -> None:
     """Writes are told as what differs from what the window began with, and the next case sees none of them."""
-    write, same, look = _run(
+    write, same, look = run(
         name,
         "x86_64 48890424 rax=0x1122",
         "x86_64 48890424 rax=0x1122 [0x1000]=2211000000000000 [0]=ff",
@@ -119,16 +106,16 @@ def test_what_was_written(name: str) -> None:
 def test_modifies_itself(name: str) -> None:
     """Code that changes the instruction behind it runs what it has written, and the next case its own bytes."""
     code = "66c70501000000ffc090ffc3"  # mov word [rip+1], 0xc0ff: inc eax, over the inc ebx that follows by one byte
-    mine, other = _run(name, f"x86_64 {code}", "x86_64 ffc3ffc3ffc3")
+    mine, other = run(name, f"x86_64 {code}", "x86_64 ffc3ffc3ffc3")
     assert (mine.status, _registers("x86_64 90", mine).get("rax")) == ("ok", 1)
     assert _registers("x86_64 90", other)["rbx"] == 3
-    assert _run(name, f"x86_64 {code}")[0] == mine
+    assert run(name, f"x86_64 {code}")[0] == mine
 
 
 @pytest.mark.parametrize("name", X86)
 def test_loops_for_ever(name: str) -> None:
     """A case that never ends is a timeout, and those behind it run: in the same worker, whose engine can stop it."""
-    with _executor(name) as found:
+    with having(name) as found:
         outcomes = found.run([Case.parse(f"x86_64 {code}") for code in ("ebfe", "ffc0", "e2fe", "ffc0")])
         assert found.deaths == 0
     assert [outcome.status for outcome in outcomes] == ["timeout", "ok", "timeout", "ok"]
@@ -143,7 +130,7 @@ def test_no_system_call_gets_through(name: str) -> None:
     write = f"x86_64 0f05ffc0 rax=1 rdi=1 rsi={DATA:#x} rdx=8192"
     old = f"x86_64 cd80 rax=37 rbx={os.getpid()} rcx=9"
     sysenter = "x86_64 0f34 rax=20"
-    outcomes = _run(name, kill, leave, write, old, sysenter, "x86_64 ffc0")
+    outcomes = run(name, kill, leave, write, old, sysenter, "x86_64 ffc0")
     assert [outcome.status for outcome in outcomes[:4]] == ["unsupported"] * 4
     assert outcomes[4].status in ("unsupported", "exception")
     assert outcomes[5].status == "ok"
@@ -157,7 +144,7 @@ def test_nothing_of_a_case_is_left_for_the_next(name: str) -> None:
     keys = "x86_64 0f01ef rax=3"  # wrpkru: no access to anything
     base = f"x86_64 f3480faed0 rax={DATA:#x}"  # wrfsbase rax
     look = "x86_64 64488b042500000000"  # mov rax,[fs:0]
-    outcomes = _run(name, fill, upper, keys, "x86_64 890424 rax=5", base, look)
+    outcomes = run(name, fill, upper, keys, "x86_64 890424 rax=5", base, look)
     if outcomes[0].status == "ok":  # the CPU has AVX
         assert _registers(upper, outcomes[1]).get("xmm1", 0) == 0
     assert outcomes[3].writes == ((PAGE, b"\5"),)
@@ -168,7 +155,7 @@ def test_nothing_of_a_case_is_left_for_the_next(name: str) -> None:
 def test_no_flags_of_floating_point_are_left(name: str) -> None:
     """On RISC-V the control and the flags of floating point begin as zero in each case, whatever another one set."""
     look = "riscv64 f3273000"  # csrrs x15, fcsr, x0
-    outcomes = _run(name, "riscv64 73903200 x5=0xff", look, "riscv64 53f0001a", look)  # csrrw fcsr, x5; fdiv.d: 0/0
+    outcomes = run(name, "riscv64 73903200 x5=0xff", look, "riscv64 53f0001a", look)  # csrrw fcsr, x5; fdiv.d: 0/0
     assert [outcome.status for outcome in outcomes] == ["ok"] * 4
     assert [Case.parse(look).isa.values(outcome.state)["x15"] for outcome in outcomes] == [0] * 4
 
@@ -188,8 +175,8 @@ def test_no_flags_of_floating_point_are_left(name: str) -> None:
 def test_kvm_begins_each_case_anew(name: str, line: str) -> None:
     """What a case in KVM does to the machine, or leaves pending, is not there for the next one."""
     after = [f"x86_64 {code}" for code in ("ffc3 rbx=1", "90", "0f0b", "8ed8 rax=0x2b", "0f05")]
-    _, *found = _run(name, f"x86_64 {line}", *after)
-    assert found == _run(name, *after)
+    _, *found = run(name, f"x86_64 {line}", *after)
+    assert found == run(name, *after)
 
 
 @pytest.mark.parametrize("name", X86)
@@ -197,7 +184,7 @@ def test_code_made_of_registers(name: str) -> None:
     """SSE and x87 instructions that a case puts together itself see its vectors, and their results are told."""
     add = "x86_64 488907ffe7 rax=0xe1ffc1580f rcx=0x10001000 rdi=0x20000000 xmm0=0x3f800000 xmm1=0x40000000"
     load = "x86_64 488907ffe7 rax=0xe1ffe8d9 rcx=0x10001000 rdi=0x20000000"  # fld1; jmp rcx
-    added, loaded = _run(name, add, load)
+    added, loaded = run(name, add, load)
     if added.status == "ok":  # KVM's emulator knows neither
         assert _registers(add, added)["xmm0"] == 0x40400000
     if loaded.status == "ok":
@@ -212,7 +199,7 @@ def test_a_death_names_its_case() -> None:
     lines = [f"x86_64 ffc0 rax={number}" for number in range(600)]
     for at in (0, 3, 4, 599):
         lines[at] = "x86_64 f00fb3cc"
-    with _executor("unicorn") as found:
+    with having("unicorn") as found:
         outcomes = found.run([Case.parse(line) for line in lines])
         assert found.deaths == 4
     for number, outcome in enumerate(outcomes):
@@ -237,7 +224,7 @@ def test_random_bytes(name: str) -> None:
         )
         for _ in range(1500)
     ]
-    with _executor(name) as found:
+    with having(name) as found:
         order = random_.sample(range(len(cases)), len(cases))
         first, shuffled = found.run(cases), found.run([cases[n] for n in order])
         second = [outcome for _, outcome in sorted(zip(order, shuffled, strict=True), key=lambda pair: pair[0])]
@@ -285,7 +272,7 @@ def test_workers_end_with_their_master() -> None:
 def test_worker_killed_from_outside() -> None:
     """A worker that somebody kills is another one's work the next time."""
     others = set(psutil.Process().children())
-    with _executor("unicorn") as found:
+    with having("unicorn") as found:
         case = Case.parse("x86_64 ffc0")
         (before,) = found.run([case])
         (forks,) = set(psutil.Process().children()) - others
@@ -309,7 +296,7 @@ def test_worker_killed_from_outside() -> None:
 )
 def test_other_instruction_sets(name: str, line: str, registers: dict[str, int] | None) -> None:
     """A64 and RV64 run as the architectures' manuals say."""
-    (outcome,) = _run(name, line)
+    (outcome,) = run(name, line)
     assert outcome.status == "ok"
     if registers is not None:
         said = _registers(line, outcome)
@@ -345,7 +332,7 @@ def test_known_bugs(known: dict[str, str]) -> None:
     case = Case.parse(known["case"])
     outcomes = {}
     for name in (known["wrong"], known.get("right", "native")):
-        with _executor(name, case.isa.name) as found:
+        with having(name, case.isa.name) as found:
             if name == known["wrong"] and known.get("seen", "") not in found.description:
                 pytest.skip(f"was seen on {known['seen']}, and this is {found.description}")
             (outcomes[name],) = found.run([case])

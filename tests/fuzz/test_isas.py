@@ -5,22 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
+from oncase import run
 
-from vmtest.errors import HostError
 from vmtest.executors import EXECUTORS, executor
-from vmtest.model.case import Case, Outcome
+from vmtest.model.case import Case
 from vmtest.model.isa import DATA, ISAS, PAGE, isa
-
-
-def _run(*lines: str, name: str = "unicorn") -> list[Outcome]:
-    cases = [Case.parse(line) for line in lines]
-    try:
-        found = executor(name, cases[0].isa)
-    except HostError as error:
-        pytest.skip(error.message)
-    with found:
-        return found.run(cases)
-
 
 # What comes of each encoding: Intel SDM, volume 2; ARM DDI 0406C, chapter A8; RISC-V unprivileged manual; MIPS32
 # Architecture, volume II.
@@ -70,7 +59,7 @@ COMES_TO = {
 def test_what_comes_of_it(name: str) -> None:
     """Registers are what the manual says, each case beginning in its own state alone."""
     lines = [f"{name} {line}" for line, _ in COMES_TO[name]]
-    for line, (_, registers), outcome in zip(lines, COMES_TO[name], _run(*lines), strict=True):
+    for line, (_, registers), outcome in zip(lines, COMES_TO[name], run("unicorn", *lines), strict=True):
         assert (outcome.status, outcome.end) == ("ok", isa(name).code + PAGE), line
         assert Case.parse(line).isa.said(outcome.state) == registers, line
 
@@ -109,7 +98,7 @@ EXCEPTIONS = [
 @pytest.mark.parametrize(("line", "vector", "address"), EXCEPTIONS, ids=[line for line, _, _ in EXCEPTIONS])
 def test_exceptions(line: str, vector: int | None, address: int | None) -> None:
     """An exception has the architecture's number and the address that failed, and nothing was written."""
-    (outcome,) = _run(line)
+    (outcome,) = run("unicorn", line)
     assert (outcome.status, outcome.vector, outcome.address) == ("exception", vector, address)
     assert not outcome.writes
 
@@ -136,7 +125,7 @@ def test_state_is_kept(name: str) -> None:
     values = {r.name: random_.getrandbits(8 * r.size) for r in row.registers if r.group not in blind and r.size > 2}
     values |= {r: 0x1F80 for r in values if r == "mxcsr"} | {r: 0 for r in values if r == "fpscr"}
     case = Case(isa=row, code=code, state=row.state(values))
-    (outcome,) = _run(str(case))
+    (outcome,) = run("unicorn", str(case))
     assert outcome.status == "ok"
     assert row.said(outcome.state) == row.said(case.state)
 
@@ -154,7 +143,7 @@ X87 = [  # Intel SDM, volume 2
 def test_x87(name: str) -> None:
     """The x87's stack begins as the case says and is told with its words, wherever its top is."""
     lines = [f"x86_64 {line}" for line, _ in X87]
-    for line, (_, registers), outcome in zip(lines, X87, _run(*lines, name=name), strict=True):
+    for line, (_, registers), outcome in zip(lines, X87, run(name, *lines), strict=True):
         assert outcome.status == "ok", line
         assert Case.parse(line).isa.said(outcome.state) == registers, line
 

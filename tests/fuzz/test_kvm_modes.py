@@ -6,23 +6,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from oncase import run
 
-from vmtest.errors import HostError
-from vmtest.executors import EXECUTORS, executor
+from vmtest.executors import EXECUTORS
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import ISAS, PAGE, isa
 
 KVM = ("kvm", "kvm-user")
-
-
-def _run(name: str, *lines: str) -> list[Outcome]:
-    cases = [Case.parse(line) for line in lines]
-    try:
-        found = executor(name, cases[0].isa)
-    except HostError as error:
-        pytest.skip(error.message)
-    with found:
-        return found.run(cases)
 
 
 def _said(line: str, outcome: Outcome) -> dict[str, int]:
@@ -58,16 +48,16 @@ COMES_TO = [
 def test_what_comes_of_it(name: str, isa_name: str) -> None:
     """Operand sizes, address sizes and the stack's are those of the mode."""
     rows = [row for row in COMES_TO if row[0].startswith(isa_name)]
-    for (line, registers), outcome in zip(rows, _run(name, *(line for line, _ in rows)), strict=True):
+    for (line, registers), outcome in zip(rows, run(name, *(line for line, _ in rows)), strict=True):
         assert (outcome.status, outcome.end) == ("ok", isa(isa_name).code + PAGE), line
         assert _said(line, outcome) == registers, line
 
 
 def test_pushes_in_each_mode() -> None:
     """A push writes 4 bytes in 32-bit code and 2 in 16-bit code, and nothing else is written: no exception's frame."""
-    (wide,) = _run("kvm", "x86_32 50 eax=0x11223344")
-    (narrow,) = _run("kvm", "x86_16 50 eax=0x11223344")
-    (fault,) = _run("kvm", "x86_16 500f0b eax=0x11223344")
+    (wide,) = run("kvm", "x86_32 50 eax=0x11223344")
+    (narrow,) = run("kvm", "x86_16 50 eax=0x11223344")
+    (fault,) = run("kvm", "x86_16 500f0b eax=0x11223344")
     assert wide.writes == ((0xFFC, b"\x44\x33\x22\x11"),)
     assert narrow.writes == fault.writes == ((0xFFE, b"\x44\x33"),)
     assert fault.vector == 6
@@ -84,7 +74,7 @@ def test_page_faults(name: str, isa_name: str) -> None:
     register = "rbx" if isa_name == "x86_64" else "ebx"
     code = "678b03" if isa_name == "x86_16" else "8b03"
     store = code.replace("8b", "89")
-    read, write, over = _run(
+    read, write, over = run(
         name,
         f"{isa_name} {code} {register}=0x5000",
         f"{isa_name} {store} {register}=0x5000",
@@ -100,7 +90,7 @@ def test_rings() -> None:
     """In ring 3 the system's pages cannot be read and what is for ring 0 is #GP; in ring 0 both can be done."""
     read = "x86_64 488b03 rbx=0xffffffff80009000"
     clear = "x86_64 fa"  # cli
-    system, user = _run("kvm", read, clear), _run("kvm-user", read, clear)
+    system, user = run("kvm", read, clear), run("kvm-user", read, clear)
     assert [outcome.status for outcome in system] == ["ok", "ok"]
     assert (user[0].vector, user[0].error) == (14, USER | PRESENT)
     assert (user[1].vector, user[1].error) == (13, 0)
@@ -114,7 +104,7 @@ def test_system_calls(isa_name: str, code: str) -> None:
     """
     if code.startswith("48") and isa_name != "x86_64":
         code = code[2:]
-    call, after = _run("kvm-user", f"{isa_name} {code}", f"{isa_name} 90")
+    call, after = run("kvm-user", f"{isa_name} {code}", f"{isa_name} 90")
     assert (call.status, after.status) == ("unsupported", "ok")
 
 
@@ -124,7 +114,7 @@ def test_software_interrupts() -> None:
     """
     if not _in_hardware("kvm-user", "x86_64"):
         pytest.skip("ring 3 runs in KVM's emulator here")
-    breakpoint_, other, trap, none = _run("kvm-user", "x86_64 cc", "x86_64 cd21", "x86_64 f1", "x86_64 0f0b")
+    breakpoint_, other, trap, none = run("kvm-user", "x86_64 cc", "x86_64 cd21", "x86_64 f1", "x86_64 0f0b")
     assert (breakpoint_.vector, trap.vector) == (3, 1)
     if other.status == "unsupported":
         assert none.status == "unsupported"
@@ -142,7 +132,7 @@ def test_who_runs_it(name: str, isa_name: str) -> None:
     such instruction, and never an exception.
     """
     hardware = _in_hardware(name, isa_name)
-    (third,) = _run(name, f"{isa_name} {THIRD}")
+    (third,) = run(name, f"{isa_name} {THIRD}")
     assert third.status == ("ok" if hardware else "unsupported")
     if hardware:
         assert _said(f"{isa_name} {THIRD}", third)["xmm0"] == 0x3EAAAAAB
@@ -164,7 +154,7 @@ def test_x87() -> None:
     if not _in_hardware("kvm-user", "x86_64"):
         pytest.skip("ring 3 runs in KVM's emulator here")
     lines = [f"x86_64 {line}" for line, _ in X87]
-    for line, (_, registers), outcome in zip(lines, X87, _run("kvm-user", *lines), strict=True):
+    for line, (_, registers), outcome in zip(lines, X87, run("kvm-user", *lines), strict=True):
         assert outcome.status == "ok", line
         assert _said(line, outcome) == registers, line
 
@@ -176,7 +166,7 @@ def test_avx() -> None:
     add = "x86_64 c5f5fed1 ymm1h=0x100000002 xmm1=3"  # vpaddd ymm2,ymm1,ymm1
     clear = "x86_64 c5f877 xmm0=5 ymm0h=7"  # vzeroupper
     old = "x86_64 0f28c8 xmm0=5 ymm1h=7"  # movaps keeps the upper half
-    outcomes = _run("kvm-user", add, clear, old, "x86_64 c5f877")
+    outcomes = run("kvm-user", add, clear, old, "x86_64 c5f877")
     assert _said(add, outcomes[0]) == {"xmm1": 3, "ymm1h": 0x100000002, "xmm2": 6, "ymm2h": 0x200000004}
     assert _said(clear, outcomes[1]) == {"xmm0": 5}
     assert _said(old, outcomes[2]) == {"xmm0": 5, "xmm1": 5, "ymm1h": 7}
@@ -193,6 +183,6 @@ def test_state_is_kept(name: str, isa_name: str) -> None:
     if "avx" not in Path("/proc/cpuinfo").read_text():
         del values["ymm7h"]
     case = Case(isa=row, code=bytes.fromhex("eb0162" + "90"), state=row.state(values))  # jmp over a VEX byte
-    (outcome,) = _run(name, str(case))
+    (outcome,) = run(name, str(case))
     assert outcome.status == "ok"
     assert row.said(outcome.state) == row.said(case.state)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from oncase import having
 
 from vmtest.errors import HostError
 from vmtest.executors import Executor, executor
@@ -24,12 +25,8 @@ CPU = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n"
 
 @pytest.fixture(scope="module")
 def native() -> Iterator[Executor]:
-    """The executor, where this host has it."""
-    try:
-        found = executor("native", X86)
-    except HostError as error:
-        pytest.skip(error.message)
-    with found:
+    """The executor, for all tests."""
+    with having("native") as found:
         yield found
 
 

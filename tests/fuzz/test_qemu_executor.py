@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from oncase import run
 
 from vmtest.errors import HostError, UsageError
 from vmtest.executors import executor
@@ -19,12 +20,6 @@ X86 = isa("x86_64")
 END = CODE + PAGE
 INC = "x86_64 ffc0"
 ABORTS = "x86_64 c4e37d0bc101"  # vroundsd with VEX.L, which QEMU 7.2 to 10.0 has an assertion against
-
-
-def _run(*lines: str) -> list[Outcome]:
-    cases = [Case.parse(line) for line in lines]
-    with executor("qemu", cases[0].isa) as found:
-        return found.run(cases)
 
 
 def _qemus() -> list[psutil.Process]:
@@ -74,14 +69,15 @@ EXCEPTIONS = [
 @pytest.mark.parametrize(("line", "vector", "error", "address"), EXCEPTIONS)
 def test_exceptions_are_exact(line: str, vector: int, error: int | None, address: int | None) -> None:
     """An exception is told with its vector, error code and address, as ring 3 has it under an operating system."""
-    (outcome,) = _run(line)
+    (outcome,) = run("qemu", line)
     assert (outcome.status, outcome.vector, outcome.error, outcome.address) == ("exception", vector, error, address)
 
 
 def test_whole_state() -> None:
     """AVX's upper halves and x87 are set before a case and told after it (Intel SDM, volume 1, sections 8 and 14)."""
     ones = "ymm1h=0xffffffffffffffffffffffffffffffff"
-    add, push, upper, control = _run(
+    add, push, upper, control = run(
+        "qemu",
         f"x86_64 c5fdd4c1 {ones} ymm0h=5",  # vpaddq ymm0, ymm0, ymm1
         "x86_64 d9e8 fcw=0x37f st0=0x40008000000000000000 ftw=0x80 fsw=0x3800",  # fld1 above a 2.0
         "x86_64 c5f877 ymm9h=9",  # vzeroupper
@@ -143,7 +139,7 @@ def test_nothing_is_left_of_a_case(name: str) -> None:
     write, read, code, data, values = LEAVES[name]
     places = f"{code}={CODE:#x} {data}={DATA:#x}"
     look = Case.parse(f"{name} {read.replace(' ', '')} {places}")
-    wrote, found = _run(f"{name} {write.replace(' ', '')} {places} {values} [4096]=ff", str(look))
+    wrote, found = run("qemu", f"{name} {write.replace(' ', '')} {places} {values} [4096]=ff", str(look))
     assert wrote.status == "ok"
     assert wrote.writes == ((0, wrote.writes[0][1]),)
     assert found == Outcome("ok", look.state, (), END)
@@ -161,7 +157,7 @@ JUMPS = {
 def test_code_in_the_window(name: str) -> None:
     """Code that a case has in its window runs, and not what was translated of the one before at the same place."""
     case, codes, register = JUMPS[name]
-    outcomes = _run(*(f"{name} {case} [0]={code}" for code in codes * 2))
+    outcomes = run("qemu", *(f"{name} {case} [0]={code}" for code in codes * 2))
     assert [outcome.status for outcome in outcomes] == ["ok"] * 4
     assert [isa(name).said(outcome.state)[register] for outcome in outcomes] == [1, 2, 1, 2]
 
@@ -193,7 +189,7 @@ def test_batches() -> None:
     for at in (0, 511, 512, 700):
         lines[at] = "x86_64 ebfe"
     lines[3] = "x86_64 0f0b"
-    outcomes = _run(*lines)
+    outcomes = run("qemu", *lines)
     for n, outcome in enumerate(outcomes):
         if n in (0, 511, 512, 700):
             assert outcome.status == "timeout"
@@ -283,7 +279,7 @@ def test_any_qemu_by_its_path(tmp_path: Path) -> None:
     script.chmod(0o755)
     with executor(f"qemu:{script}", X86) as found:
         assert found.name == f"qemu:{script}"
-        assert found.run([Case.parse(INC)]) == _run(INC)
+        assert found.run([Case.parse(INC)]) == run("qemu", INC)
         assert found.description == executor("qemu", X86).description
     with pytest.raises(UsageError, match="is not a QEMU system emulator"):
         executor("qemu:/bin/true", X86)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from oncase import having
 
-from vmtest.errors import HostError
-from vmtest.executors import EXECUTORS, Executor, executor, fleet, programs
+from vmtest.executors import EXECUTORS, executor, fleet, programs
 from vmtest.executors.unicorn import Engine
 from vmtest.model.case import Case
 from vmtest.model.isa import DATA, DATA_SIZE, isa
@@ -21,14 +21,6 @@ from vmtest.model.isa import DATA, DATA_SIZE, isa
 X86 = isa("x86_64")
 INC = Case.parse("x86_64 ffc0 rax=1")
 ABORTS = Case.parse("x86_64 f00fb3cc")  # Unicorn 2.1.4
-
-
-def _executor(name: str) -> Executor:
-    """The executor, where this host has it."""
-    try:
-        return executor(name, X86)
-    except HostError as error:
-        pytest.skip(error.message)
 
 
 def _children() -> set[psutil.Process]:
@@ -58,7 +50,7 @@ def test_python_does_not_start_again() -> None:
 def test_no_dead_qemu_is_left() -> None:
     """A QEMU is waited for as soon as its worker has ended, and not when init gets to it."""
     others, ended = set(psutil.Process().children(recursive=True)), set[psutil.Process]()
-    with _executor("qemu") as found:
+    with having("qemu") as found:
         for _ in range(3):
             found.run([INC])
             ended |= {one for one in psutil.Process().children(recursive=True) if one.name().startswith("qemu-system")}
@@ -119,7 +111,7 @@ def test_nothing_is_left(name: str) -> None:
     """After close() there are no processes and no descriptors that were not there before, and it can be used again; a
     worker that does not come up leaves none either, and says why.
     """
-    _executor(name)
+    having(name)
     done = subprocess.run([sys.executable, "-c", LEAVES, name], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     if name == "unicorn":
@@ -143,7 +135,7 @@ def test_more_than_a_pipe_holds(name: str) -> None:
         )
         for number in range(1, 200)
     ] * 6
-    with _executor(name) as found:
+    with having(name) as found:
         outcomes = found.run(cases)
         assert found.deaths == 0
     assert [outcome.writes for outcome in outcomes] == [((0, case.state[:1] * DATA_SIZE),) for case in cases]
@@ -155,7 +147,7 @@ def test_a_batch_of_one_case_that_is_too_large() -> None:
     case = Case(isa=X86, code=b"\x48\x8b\x07", state=X86.state({"rdi": DATA}), memory=memory)  # mov rax, [rdi]
     expected = int.from_bytes(case.window[:8], "little")
     for name in ("native", "unicorn"):
-        with _executor(name) as found:
+        with having(name) as found:
             outcomes = found.run([INC, case, INC])
         assert [outcome.status for outcome in outcomes] == ["ok"] * 3
         assert X86.said(outcomes[1].state)["rax"] == expected
@@ -200,7 +192,7 @@ def test_an_interrupted_run_leaves_nothing_under_way(name: str) -> None:
     endless = [Case.parse("x86_64 ebfe")] * 6
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        with _executor(name) as found, fleet([name], X86) as several:
+        with having(name) as found, fleet([name], X86) as several:
             for run in (found.run, several.run):
                 signal.setitimer(signal.ITIMER_REAL, 0.05)
                 with pytest.raises(Interrupted):
@@ -218,7 +210,7 @@ def test_both_ends_write_at_a_time(name: str) -> None:
     """Cases with more bytes than a pipe holds, behind ones whose outcomes have, stop neither end."""
     stores = [Case.parse(f"x86_64 f348ab rcx=0x400 rdi={DATA:#x} rax=-1")] * 512
     large = Case(isa=X86, code=b"\x90", state=X86.default, memory=((0, b"\xee" * DATA_SIZE),) * 200)
-    with _executor(name) as found:
+    with having(name) as found:
         outcomes = found.run([*stores, large])
     assert len(outcomes) == 513
     assert {outcome.status for outcome in outcomes} == {"ok"}
@@ -229,7 +221,7 @@ def test_stopped_with_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmtest.executors.worker.DEAF", 0.5)
     monkeypatch.setattr("vmtest.executors.lives._PATIENCE", 0.5)
     others = _children()
-    with _executor("unicorn") as found:
+    with having("unicorn") as found:
         (before,) = found.run([INC])
         (forks,) = _children() - others
         for process in (*forks.children(recursive=True), forks):
