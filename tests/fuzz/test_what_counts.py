@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import pytest
 
-from vmtest.executors import fleet
+from vmtest.executors import Fleet, fleet
 from vmtest.fuzz.campaign import Plan, look_at
 from vmtest.fuzz.survey import survey
-from vmtest.model.case import Case
+from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import isa
 
 
@@ -40,3 +42,29 @@ def test_forms_that_are_seldom_run(monkeypatch: pytest.MonkeyPatch) -> None:
         found = survey(executors, names)
     assert not found.names
     assert found.excluded == {"fewer than two of them can run it": 2}
+
+
+def test_a_host_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case that one executor was not done with in its time, and is done with when it is run again, is no difference;
+    one that never comes to its end there is.
+    """
+    really, asked = Fleet.run, list[Collection[str] | None]()
+
+    def stalls(self: Fleet, cases: Sequence[Case], names: Collection[str] | None = None) -> dict[str, list[Outcome]]:
+        outcomes = really(self, cases, names)
+        if any(case.code == b"\xff\xc0" for case in cases) and names is None:
+            outcomes["native"][0] = Outcome(status="timeout")
+            asked.append(names)
+        return outcomes
+
+    monkeypatch.setattr(Fleet, "run", stalls)
+    plan = Plan(isa="x86_64", executors=("unicorn", "native"), names=("nopd",), seed=0)
+    report = look_at(plan, [Case.parse("x86_64 ffc0"), Case.parse("x86_64 ebfe")])
+    assert len(asked) == 1
+    assert not report.findings
+    assert report.statuses == {
+        ("native", "ok"): 1,
+        ("unicorn", "ok"): 1,
+        ("native", "timeout"): 1,
+        ("unicorn", "timeout"): 1,
+    }

@@ -4,7 +4,7 @@ for the same case.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from vmtest.model.case import Case, Patch
@@ -14,8 +14,8 @@ __all__ = ["minimise"]
 
 ROUNDS = 4
 """How often all ways to make a case simpler are gone through, until none helps."""
-Same = Callable[[Sequence[Case]], list[bool]]
-"""Whether each of several cases is of the cluster."""
+Same = Callable[[Sequence[Case]], Iterable[bool]]
+"""Whether each of several cases is of the cluster; the rest is not asked for behind the first that is."""
 
 
 def minimise(case: Case, same: Same) -> Case:
@@ -41,9 +41,10 @@ def _shorter(case: Case, same: Same) -> Case:
     """Bytes left out, and others zeroed."""
     while found := _first([replace(case, code=code) for code in _without(case.code)], same):
         case = found
-    for at in reversed(range(1, len(case.code))):
-        if case.code[at] and (found := _first([_with_byte(case, at, 0)], same)):
-            case = found
+    end = len(case.code)
+    while found := _first([_with_zero(case, at) for at in reversed(range(1, end)) if case.code[at]], same):
+        end = next(at for at in range(end) if found.code[at] != case.code[at])  # those behind it have failed
+        case = found
     return case
 
 
@@ -54,8 +55,8 @@ def _without(code: bytes) -> Iterator[bytes]:
             yield code[:at] + code[at + size :]
 
 
-def _with_byte(case: Case, at: int, value: int) -> Case:
-    return replace(case, code=case.code[:at] + bytes((value,)) + case.code[at + 1 :])
+def _with_zero(case: Case, at: int) -> Case:
+    return replace(case, code=case.code[:at] + b"\0" + case.code[at + 1 :])
 
 
 def _fewer(case: Case, same: Same) -> Case:
