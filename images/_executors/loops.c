@@ -15,6 +15,7 @@ struct batch {
     ulong end, data_at;   /* the case's addresses: behind its code, and of its data window */
     ulong size;           /* of a state */
     volatile u32 stopped; /* set by another thread, perhaps too late: what runs is over its time */
+    volatile u32 stopping; /* that thread is still at it */
 };
 
 /* Make the windows ready for the case at `in`; its state, and by `length` that of its code. */
@@ -75,7 +76,7 @@ static int uses_vectors(const struct batch *b, const u8 *state, u32 length)
 static int may_jump(const u8 *p, u32 n)
 {
     for (; n--; p++)
-        if (*p == 0xFF || (*p & 0xF0) == 0x70 || (*p & 0xF0) == 0xE0 || *p == 0xC2 || *p == 0xC3 || *p == 0x0F) return 1;
+        if (*p == 0xFF || (*p & 0xF0) == 0x70 || (*p & 0xF0) == 0xE0 || *p == 0xC2 || *p == 0xC3 || *p == 0x9A || (*p & 0xFE) == 0xCA || *p == 0xCF) return 1;
     return 0;
 }
 
@@ -209,6 +210,7 @@ static struct outcome unicorn_case(void *engine, const u8 *state, u32 length, u8
     ulong end = 0;
     e->read(e->uc, e->ids, e->places, e->number), e->read_one(e->uc, e->pc, &end);
     if (e->batch.stopped) {
+        while (e->batch.stopping) {} /* or the next case would be stopped, too */
         e->batch.stopped = 0;
         return (struct outcome){ .status = TIMEOUT };
     }
@@ -285,11 +287,11 @@ static void finish_exit(struct kvm *e)
     e->run[IMMEDIATE_EXIT] = 0;
 }
 
-/* MOV to DR, WRMSR, XSETBV: what they change is set once, and not for each case. */
+/* MOV to DR, WRMSR, and the groups of LKGS, XSETBV and SWAPGS: what they change is set once, and not for each case. */
 static int changes_system(const u8 *p, u32 n)
 {
     for (; n > 1; n--, p++)
-        if (p[0] == 0x0F && (p[1] == 0x23 || p[1] == 0x30 || (p[1] == 0x01 && n > 2 && p[2] == 0xD1))) return 1;
+        if (p[0] == 0x0F && (p[1] == 0x23 || p[1] == 0x30 || p[1] <= 1)) return 1;
     return 0;
 }
 
@@ -341,7 +343,7 @@ static struct outcome kvm_clean_case(void *engine, const u8 *state, u32 length, 
     struct kvm *e = engine;
     struct outcome o = kvm_case(engine, state, length, told, vectors);
     const u8 *in = state - length - 3, *p = state + e->batch.size;
-    int changed = changes_system(in + 3, length);
+    int changed = changes_system(in + 3, length) || (o.status == EXCEPTION && o.vector == 1); /* DR6 keeps its bits */
     for (u32 patches = get16(in + 1); patches--; p += 4 + get16(p + 2)) changed |= changes_system(p + 4, get16(p + 2));
     if (changed && e->renew) e->renew();
     return o;

@@ -10,7 +10,7 @@ from oncase import run
 
 from vmtest.executors import EXECUTORS
 from vmtest.model.case import Case, Outcome
-from vmtest.model.isa import ISAS, PAGE, isa
+from vmtest.model.isa import DATA, ISAS, PAGE, isa
 
 KVM = ("kvm", "kvm-user")
 
@@ -171,6 +171,30 @@ def test_avx() -> None:
     assert _said(clear, outcomes[1]) == {"xmm0": 5}
     assert _said(old, outcomes[2]) == {"xmm0": 5, "xmm1": 5, "ymm1h": 7}
     assert _said("x86_64 90", outcomes[3]) == {}
+
+
+def test_what_is_set_once() -> None:
+    """DR6, which keeps its bits, and the base of GS that SWAPGS puts away are no later case's (Intel SDM, volume 3,
+    section 17.2.3; volume 2, SWAPGS).
+    """
+    status, read = "x86_64 0f21f0", "x86_64 0f01f8654c8b042500000000"  # mov rax,dr6; swapgs; mov r8,gs:[0]
+    trap = "x86_64 9d90 [0x1000]=0203000000000000"  # popf with TF
+    base = "x86_64 0f22e0f3480faedb0f01f8 rax=0x50620 rbx=0x20000000"  # mov cr4,rax; wrgsbase rbx; swapgs
+    before, trapped, after, fails, swapped, again = run("kvm", status, trap, status, read, base, read)
+    assert (trapped.vector, swapped.status) == (1, "ok")
+    assert after == before
+    assert again == fails
+
+
+@pytest.mark.parametrize("name", ["kvm-user", "native", "qemu"])
+def test_code_that_a_far_return_leads_to(name: str) -> None:
+    """Vectors are set and told for code that a case has made in its window, also where a far return leads to it."""
+    if name == "kvm-user" and not _in_hardware("kvm-user", "x86_64"):
+        pytest.skip("ring 3 runs in KVM's emulator here")
+    line = "x86_64 48890748cb rax=0xf4c1580f rdi=0x20000000 xmm0=0x40400000 xmm1=0x40400000"  # addps xmm0,xmm1; hlt
+    (outcome,) = run(name, f"{line} [0x1000]=00000020000000003300000000000000")
+    assert (outcome.vector, outcome.end) == (13, DATA + 3)
+    assert _said(line, outcome)["xmm0"] == 0x40C00000
 
 
 @pytest.mark.parametrize("name", KVM)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from vmtest.compare.pairs import KINDS, Difference, difference
 from vmtest.errors import UsageError
 from vmtest.forms import forms
 from vmtest.fuzz import baseline
-from vmtest.fuzz.campaign import Plan, Report, in_order
+from vmtest.fuzz.campaign import Plan, Report
 from vmtest.fuzz.finding import FORMAT, Finding, Key, read, write
 from vmtest.fuzz.minimise import minimise
 from vmtest.fuzz.shard import Chunk
@@ -76,9 +75,7 @@ def test_registers_that_one_does_not_have() -> None:
     assert difference(ADD, _ok(ADD), _ok(ADD, st0=1, ymm2h=5), ("x87", "avx")) is None
     multiply = _case("480fafc3")  # imul leaves SF, ZF, AF and PF undefined
     assert difference(multiply, _ok(multiply), _ok(multiply, rflags=0x2D6)) is None
-    assert difference(multiply, _ok(multiply), _ok(multiply, rflags=0x203)) == Difference(
-        "flags", "rflags", (("rflags", 1),)
-    )
+    assert difference(multiply, _ok(multiply), _ok(multiply, rflags=0x203)) == Difference("flags", (("rflags", 1),))
 
 
 def test_limits_are_for_what_the_manual_demands() -> None:
@@ -284,26 +281,40 @@ def test_baselines_of_several_at_once(tmp_path: Path) -> None:
 
 def test_baselines_that_cannot_be_written(tmp_path: Path) -> None:
     """That there is no directory for it is known before a run; a new one holds nothing."""
-    with pytest.raises(UsageError, match="there is no directory"):
+    with pytest.raises(UsageError, match="No such file or directory"):
         baseline.known(tmp_path / "none" / "known.jsonl", True)
     assert baseline.known(tmp_path / "known.jsonl", True) == frozenset()
     with pytest.raises(UsageError, match="cannot be read"):
         baseline.known(tmp_path / "known.jsonl", False)
 
 
-def test_chunks_in_any_order() -> None:
-    """Chunks are added by their numbers, whichever comes first: also one that only counts what another has found."""
+def test_chunks_add_up() -> None:
+    """Of a cluster that several chunks have, the first one's finding is kept, and the cases of all are counted."""
     key = _finding().key
     chunks = [Chunk(number=0)]
     chunks.append(Chunk(number=1, findings=[replace(_finding(chunk=1), seen=0)], clusters=Counter({key: 2})))
     chunks += [Chunk(number=number, clusters=Counter({key: 1})) for number in (2, 3)]
     chunks.append(Chunk(number=4, findings=[replace(_finding(chunk=4), seen=0)], clusters=Counter({key: 1})))
-    for order in permutations(chunks):
-        plan = Plan(isa="x86_64", executors=("unicorn", "native"), names=(), seed=1)
-        report = Report(plan=plan, survey=Survey(names=(), features={}, excluded={}), executors={})
-        new = [finding for chunk in in_order(order) for finding in report.add(chunk)]
-        assert [(finding.chunk, finding.key) for finding in new] == [(1, key)]
-        assert (report.findings[key].seen, report.findings[key].chunk) == (5, 1)
+    plan = Plan(isa="x86_64", executors=("unicorn", "native"), names=(), seed=1)
+    report = Report(plan=plan, survey=Survey(names=(), features={}, excluded={}), executors={})
+    new = [finding for chunk in chunks for finding in report.add(chunk)]
+    assert [(finding.chunk, finding.key) for finding in new] == [(1, key)]
+    assert (report.findings[key].seen, report.findings[key].chunk) == (5, 1)
+
+
+def test_plans_that_compare_nothing() -> None:
+    """A plan has two executors of which one runs the code, and numbers above 0."""
+    plan = {"isa": "x86_64", "executors": ("unicorn", "native"), "names": (), "seed": 1}
+    for wrong, told in (
+        ({"executors": ("unicorn", "unicorn")}, "nothing to compare unicorn"),
+        ({"executors": ("capstone", "iced")}, "capstone and iced only decode"),
+        ({"cases": 0}, "cases 0: it must be a number above 0"),
+        ({"seconds": -1.0}, "seconds -1: it must be"),
+        ({"length": 0}, "length 0: it must be"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            Plan(**{**plan, **wrong})  # type: ignore[arg-type]
+    Plan(**plan)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_privileged_instructions() -> None:
     refused = Outcome(status="exception", state=case.state, end=case.start, vector=13)
     table, differs = side_by_side(case, {"a": _ok(case), "b": refused})
     assert not differs
-    assert "not counted, end: an instruction of ring 0" in table
+    assert "not counted, status end: an instruction of ring 0" in table
     assert table.endswith("no difference")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vmtest.errors import UsageError
+from vmtest.errors import HostError, UsageError
 
 __all__ = ["fuzz"]
 
@@ -68,7 +68,7 @@ def insn(
     """
     from vmtest.cli.insn import names_of
     from vmtest.fuzz import baseline as accepted
-    from vmtest.fuzz.campaign import Plan, Report, run
+    from vmtest.fuzz.campaign import Plan, Report, above_zero, run
     from vmtest.fuzz.finding import Finding, prepared, write
     from vmtest.fuzz.generate import SOURCES, select
     from vmtest.model.isa import isa
@@ -80,9 +80,7 @@ def insn(
     if len(names) < 2:
         why = f"there is nothing to compare {names[0]} with"
         raise UsageError(why, hint="--executors with two names; vmtest insn list")
-    for option, value in (("--time", seconds), ("--cases", cases), ("--length", length), ("--jobs", jobs)):
-        if value is not None and not 0 < value < float("inf"):
-            raise UsageError(f"{option} {value:g}: it must be a number above 0")
+    above_zero(**{"--time": seconds, "--cases": cases, "--length": length, "--jobs": jobs})
     if accept and baseline is None:
         raise UsageError("--accept writes to a baseline", hint="--baseline FILE")
     known = accepted.known(baseline, accept)
@@ -102,7 +100,7 @@ def insn(
         corpus=_corpus(corpus, row.name),
         jobs=jobs,
     )
-    reports = list[Report]()
+    reports, trouble = list[Report](), list[HostError]()
     with shown() as progress:
         progress.step("asking the executors what they can run")
 
@@ -121,16 +119,19 @@ def insn(
 
         try:
             run(plan, known, told, begun)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, HostError) as error:
             if not reports:
                 raise
             reports[0].interrupted = True
+            trouble += [error] if isinstance(error, HostError) else []
     (report,) = reports
     for finding in report.new:
         write(findings, finding)
+    click.echo(as_line("end", summary_as_dict(report)) if as_json else "\n" + summary(report, str(findings)))
     if accept and baseline is not None:
         accepted.save(baseline, report.findings.values())
-    click.echo(as_line("end", summary_as_dict(report)) if as_json else "\n" + summary(report, str(findings)))
+    if trouble:
+        raise trouble[0]
     if report.new and not accept:
         return 1
     return INTERRUPTED if report.interrupted else 0

@@ -25,8 +25,9 @@ class Limit:
     ``at_the_end`` is for those of which one cannot read what is behind the code, and ``further`` is by how many bytes
     it is wrong about the program counter. ``told`` are bits, by register, of which the other one has set some that it
     has not. ``lacks`` are those that the other one has set and it has not, and ``extra`` the other way round: registers
-    of the kind may differ in nothing but these, of one row or of several. ``error`` are bits of the error code of which
-    it lacks some. ``tainted`` is for a difference in nothing but what goes by undefined flags.
+    of the kind may differ in nothing but these, of one row or of several, and what differs in other kinds is judged by
+    itself. ``error`` are bits of the error code of which it lacks some. ``tainted`` is for a difference in nothing but
+    what goes by undefined flags.
     """
 
     executor: str
@@ -43,6 +44,11 @@ class Limit:
     extra: Mapping[str, int] = field(default_factory=dict)
     error: int = 0
     tainted: bool = False
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it says nothing of the kinds of difference behind the one that it explains."""
+        return bool(self.told or self.lacks or self.extra)
 
     def __post_init__(self) -> None:
         if not self.kinds or not set(self.kinds) <= set(KINDS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmtest.compare.limit import ANY, INSTEAD, STATE, Limit
+from vmtest.compare.limit import ANY, INSTEAD, Limit
 
 __all__ = ["ROWS"]
 
@@ -87,7 +87,7 @@ _TCG = tuple(
             executor=who,
             isa="x86",
             what="it does not find that the x87 stack is full, or a register of it empty",
-            kinds=STATE,
+            kinds=("memory", "x87", "flags", "fp status"),
             told={"fsw": 0x40},
             source="Intel SDM, volume 1, section 8.5.1.1: SF of the status word",
         ),

@@ -16,7 +16,7 @@ from vmtest.forms import forms
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import Isa, isa
 
-__all__ = ["KINDS", "MASKED", "Difference", "difference", "masked_error", "undefined_after"]
+__all__ = ["KINDS", "MASKED", "Difference", "beyond", "difference", "masked_error", "undefined_after"]
 
 KINDS = (
     "died", "timeout", "exception", "error code", "address", "end", "memory", "registers", "vectors", "x87", "flags",
@@ -35,12 +35,11 @@ MASKED: Mapping[tuple[str, int], int] = {
 
 
 class Difference(NamedTuple):
-    """``kind`` is of KINDS. ``where`` is the register, for those, and ``bits`` are all registers that differ, each with
-    the bits in which it does: those that count.
+    """``kind`` is of KINDS. ``bits`` are all registers that differ, each with the bits in which it does: those that
+    count.
     """
 
     kind: str
-    where: str = ""
     bits: tuple[tuple[str, int], ...] = ()
 
 
@@ -89,9 +88,17 @@ def difference(case: Case, one: Outcome, other: Outcome, blind: Collection[str] 
         return None
     undefined = undefined_after(case, one.end if other.end is None else other.end)
     found = _registers(case, one.state, other.state, undefined, blind)
+    bits = tuple((name, bits) for _, name, bits in found)
     if one.writes != other.writes and "memory" not in undefined:
-        return Difference("memory", bits=tuple((name, bits) for _, name, bits in found))
-    return Difference(*found[0][:2], tuple((name, bits) for _, name, bits in found)) if found else None
+        return Difference("memory", bits)
+    return Difference(found[0][0], bits) if found else None
+
+
+def beyond(case: Case, found: Difference) -> Difference | None:
+    """What differs besides the kind that a difference is called by; None where that is all."""
+    kinds = {register.name: register.kind for register in case.isa.registers}
+    left = tuple((name, bits) for name, bits in found.bits if kinds[name] != found.kind)
+    return Difference(kinds[left[0][0]], left) if left else None
 
 
 def undefined_after(case: Case, end: int | None) -> Mapping[str, int]:

@@ -65,7 +65,7 @@ class _Child:
         self.end()
         until = time.monotonic() + _PATIENCE
         while self.look() and time.monotonic() < until:
-            time.sleep(0.002)
+            time.sleep(0.002)  # waitpid() knows no time
 
 
 def _fork(make: Callable[[], Engine], control: socket.socket, parent: int) -> None:

@@ -7,6 +7,7 @@ Numbers and layouts: include/uapi/linux/kvm.h and arch/x86/include/uapi/asm/kvm.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import signal
@@ -111,16 +112,16 @@ class Engine(LoopEngine):
             vcpu=self._vcpu,
         )
         if self.ring == 0:
-            self._renew = ctypes.CFUNCTYPE(None)(self._make_again)
+            self._renew = self.callback(self._make_again)
             self.engine.renew = ctypes.cast(self._renew, ctypes.c_void_p).value
         self._thread = threading.get_ident()
         signal.signal(signal.SIGUSR1, lambda number, frame: None)  # so that it interrupts KVM_RUN
 
     def _do(self, descriptor: int, request: int, argument: Any) -> int:
-        result = int(self._ioctl(descriptor, request, argument))
-        if result < 0:
+        while (result := int(self._ioctl(descriptor, request, argument))) < 0:
             number = ctypes.get_errno()
-            raise OSError(number, f"the KVM request {request:#x} failed: {os.strerror(number)}")
+            if number != errno.EINTR:  # a stop that came late
+                raise OSError(number, f"the KVM request {request:#x} failed: {os.strerror(number)}")
         return result
 
     def _make_cpu(self) -> int:
@@ -158,7 +159,8 @@ class Engine(LoopEngine):
         msrs = {_STAR: selector << 32, _LSTAR: handler, _CSTAR: handler}
         msrs |= {_SYSENTER_CS: selector, _SYSENTER_EIP: handler}
         packed = b"".join(struct.pack("<IIQ", name, 0, value) for name, value in msrs.items())
-        self._do(self._vcpu, _SET_MSRS, struct.pack("<II", len(msrs), 0) + packed)
+        if self._do(self._vcpu, _SET_MSRS, struct.pack("<II", len(msrs), 0) + packed) != len(msrs):
+            raise OSError("this KVM refuses a model-specific register for system calls")
         return features
 
     def stop(self) -> None:

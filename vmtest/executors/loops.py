@@ -6,6 +6,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
 
 from vmtest.executors import base
 from vmtest.executors.programs import lacks_program, program
@@ -31,6 +36,7 @@ class Batch(ctypes.Structure):
         ("data_at", ctypes.c_ulong),
         ("size", ctypes.c_ulong),
         ("stopped", ctypes.c_uint32),
+        ("stopping", ctypes.c_uint32),
     )
 
 
@@ -68,7 +74,23 @@ class LoopEngine(base.Engine):
     def batch(self, code: int, data: int) -> Batch:
         """What its struct begins with, the windows being there."""
         isa = self.isa
-        return Batch(None, code, data, address(self._before), isa.code + PAGE, isa.data, isa.size, 0)
+        return Batch(None, code, data, address(self._before), isa.code + PAGE, isa.data, isa.size, 0, 0)
+
+    def callback(self, make: Callable[[], object]) -> Any:
+        """For C to call: what is to be made anew between two cases. Where it cannot be the worker ends, and no case of
+        it: Python would go on with the old one.
+        """
+
+        def called() -> None:
+            try:
+                make()
+            except BaseException:
+                traceback.print_exc()
+                self._progress[: base.RUNS.size] = bytes(base.RUNS.size)
+                sys.stderr.flush()
+                os._exit(1)
+
+        return ctypes.CFUNCTYPE(None)(called)
 
     def run(self, case: Case) -> Outcome:
         """See Engine."""
@@ -78,6 +100,7 @@ class LoopEngine(base.Engine):
         """See Engine."""
         if len(self._outcomes) < (room := number * (self.isa.size + DATA_SIZE + _OUTCOME_MOST)):
             self._outcomes = mmap.mmap(-1, room)
+        self._progress = progress
         self.engine.batch.progress = address(progress)
         size = self._loop(ctypes.byref(self.engine), data, number, address(self._outcomes))
         return self._outcomes[:size]

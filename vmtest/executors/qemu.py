@@ -133,7 +133,7 @@ class Engine(base.Engine):
         poller.register(output, select.POLLIN)
         while not poller.poll(_LOOK):
             look()
-        return output.read(1) != b""
+        return output.read(1) == b"."
 
     def _bury(self) -> int:
         """By which signal QEMU has ended."""

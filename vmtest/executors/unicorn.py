@@ -115,7 +115,7 @@ class Engine(LoopEngine):
             self.engine.x87 = ctypes.addressof(self._x87)
             self.engine.x87_state = start + isa.places["fcw"].start
         if self._machine.dies_of_fetch:
-            self._renew = ctypes.CFUNCTYPE(None)(self._make)
+            self._renew = self.callback(self._make)
             self.engine.renew = ctypes.cast(self._renew, ctypes.c_void_p).value
         self._make()
 
@@ -154,7 +154,8 @@ class Engine(LoopEngine):
 
     def stop(self) -> None:
         """See Engine."""
-        # Before and after, since the case that it is for may end at any moment.
-        self.engine.batch.stopped = 1
+        # A case that ends meanwhile waits until we are done: the next one is not to be stopped in its place.
+        batch = self.engine.batch
+        batch.stopping = batch.stopped = 1
         self._lib.uc_emu_stop(self._uc._uch)
-        self.engine.batch.stopped = 1
+        batch.stopping = 0

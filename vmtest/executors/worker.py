@@ -18,7 +18,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import Self
 
-from vmtest.errors import HostError
+from vmtest.errors import HostError, UsageError
 from vmtest.executors.base import RUNS, Engine, Row
 from vmtest.executors.lives import lives
 from vmtest.model.case import Case, Outcome
@@ -84,7 +84,11 @@ class Executor:
         return re.findall(r"\d+(?:\.\d+)+", self.description)
 
     def run(self, cases: Sequence[Case]) -> list[Outcome]:
-        """The outcomes of the cases, in their order. Raises HostError where the worker cannot be started."""
+        """The outcomes of the cases, in their order. Raises HostError where the worker cannot be started, UsageError
+        for a case of another instruction set.
+        """
+        if other := next((case.isa.name for case in cases if case.isa is not self.isa), ""):
+            raise UsageError(f"a case of {other}, and this executor is for {self.isa.name}")
         with self._one_at_a_time:
             try:
                 return self._run(cases)
@@ -141,8 +145,10 @@ class Executor:
             if self._idle_deaths > 3:
                 raise HostError(f"the worker of the executor {self.name} ends by itself ({code})")
             return None, Outcome(status="died")
+        if self._deaf:
+            return culprit, Outcome(status="timeout")
         self.deaths += 1
-        return culprit, Outcome(status="timeout") if self._deaf else Outcome(status="died", signal=max(0, -code))
+        return culprit, Outcome(status="died", signal=max(0, -code))
 
     def _start(self) -> None:
         with ExitStack() as theirs, ExitStack() as ours:
@@ -288,7 +294,12 @@ def serve(engine: Engine, source: int, sink: int, progress: mmap.mmap, parent: i
         answers.flush()
         while head := cases.read(HEAD.size):
             size, number = HEAD.unpack(head)
-            answer = engine.run_packed(cases.read(size), number, progress)
+            packed = cases.read(size)
+            try:
+                answer = engine.run_packed(packed, number, progress)
+            except HostError:  # what it is made of cannot be made again: that is no case's fault
+                progress[:8] = IDLE
+                raise
             progress[:8] = IDLE
             answers.write(HEAD.pack(len(answer), number))
             answers.write(answer)

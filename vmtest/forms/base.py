@@ -48,7 +48,7 @@ class Forms:
         """An instruction of that form, all else drawn: operands, prefixes, values at the boundaries more often than
         others. The same ``random`` makes the same.
         """
-        raise NotImplementedError
+        raise LookupError(f"{self.isa.name} has no form {name!r}")
 
     def decode(self, code: bytes, start: int = 0) -> list[Instruction]:
         """The instructions that the code has, to its end; one that is cut off is bad, as is all behind it."""

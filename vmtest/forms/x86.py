@@ -17,7 +17,6 @@ from iced_x86 import (
     FormatterSyntax,
     OpCodeInfo,
     OpCodeOperandKind,
-    Register,
     RflagsBits,
 )
 from iced_x86 import Instruction as Decoded
@@ -33,7 +32,7 @@ from vmtest.forms.x86_taint import tainted
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import Isa
 
-__all__ = ["REGISTERS", "Table"]
+__all__ = ["Table"]
 
 _BITS = {"x86_64": 64, "x86_32": 32, "x86_16": 16}
 # iced_x86.RflagsBits to the bits of RFLAGS, Intel SDM, volume 1, section 3.4.3.
@@ -41,7 +40,6 @@ _FLAGS = {"OF": 1 << 11, "DF": 1 << 10, "SF": 1 << 7, "ZF": 1 << 6, "AF": 1 << 4
 _ICED = {name: getattr(RflagsBits, name) for name in _FLAGS}
 _CODES: list[tuple[Any, str]] = [(value, name.lower()) for name, value in vars(Code).items() if isinstance(value, int)]
 _NAMES: dict[int, str] = dict(_CODES)
-REGISTERS = {value: name.lower() for name, value in vars(Register).items() if isinstance(value, int)}
 _SELECTORS = {getattr(OpCodeOperandKind, name) for name in ("SEG_REG", "CS", "DS", "ES", "FS", "GS", "SS")}
 _FEATURES = {value: name for name, value in vars(CpuidFeature).items() if isinstance(value, int)}
 

@@ -143,9 +143,9 @@ def _has_target(opcode: bytes) -> bool:
 
 
 def _registers(case: Case) -> Iterator[int]:
-    for register in case.isa.registers[:16]:
-        place = case.isa.places[register.name]
-        yield int.from_bytes(case.state[place], "little")
+    for register in case.isa.registers:
+        if register.kind == "registers":
+            yield int.from_bytes(case.state[case.isa.places[register.name]], "little")
 
 
 def is_canonical(address: int) -> bool:

@@ -38,12 +38,11 @@ def again(findings: Sequence[tuple[Finding, Case]], names: Sequence[str]) -> lis
     having = {one.form for case in cases for one in known.decode(case.code, case.start)}
     with fleet(names, cases[0].isa) as several:
         judge = Judge(several, survey(several, [name for name in known.names if name in having]))
-        outcomes = several.run(cases)
-        blind, labels = several.blind, {*several.labels.values()}
-    found = []
-    for at, (finding, case) in enumerate(findings):
-        said = {name: told[at] for name, told in outcomes.items()}
-        found.append(_again(finding.key, said, judge.judge(case, said), labels, blind))
+        blind, labels, found = several.blind, {*several.labels.values()}, []
+        for finding, case in findings:
+            several.renew()  # as it was found: what one remembers of other cases is no difference
+            said = {name: outcome for name, (outcome,) in several.run([case]).items()}
+            found.append(_again(finding.key, said, judge.judge(case, said), labels, blind))
     return found
 
 

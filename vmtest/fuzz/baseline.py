@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from vmtest.errors import HostError, UsageError
 from vmtest.fuzz.finding import Finding, Key
@@ -34,7 +35,7 @@ def _lines(path: Path) -> dict[Key, str]:
                 f"{path} is a baseline of format {version!r}, and this vmtest reads {FORMAT}",
                 hint=_HINT,
             )
-        return {Key(*(json.loads(line)[name] for name in Key._fields)): line for line in lines if line.strip()}
+        return {Key(*(str(json.loads(line)[name]) for name in Key._fields)): line for line in lines if line.strip()}
     except OSError as error:
         raise UsageError(f"the baseline {path} cannot be read: {error.strerror}", hint=_HINT) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -47,10 +48,14 @@ def known(path: Path | None, accept: bool) -> frozenset[Key]:
     """
     if path is None:
         return frozenset()
+    if accept:
+        try:
+            with TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise UsageError(f"the baseline {path} cannot be written: {path.parent}: {error.strerror}") from None
     if not accept or path.exists():
         return load(path)
-    if not path.parent.is_dir():
-        raise UsageError(f"the baseline {path} cannot be written: there is no directory {path.parent}")
     return frozenset()
 
 

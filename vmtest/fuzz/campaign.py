@@ -8,16 +8,18 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.queues import Queue, SimpleQueue
 from multiprocessing.synchronize import Event
+from queue import Empty
 
-from vmtest.errors import HostError
-from vmtest.executors import Fleet, fleet
+from vmtest.errors import HostError, UsageError, VmtestError
+from vmtest.executors import EXECUTORS, Fleet, fleet
 from vmtest.fuzz import generate
 from vmtest.fuzz.finding import Finding, Key
 from vmtest.fuzz.generate import CHUNK, SOURCES
@@ -26,7 +28,10 @@ from vmtest.fuzz.survey import Survey, survey
 from vmtest.model.case import Case
 from vmtest.model.isa import isa
 
-__all__ = ["Plan", "Report", "in_order", "look_at", "run"]
+__all__ = ["Plan", "Report", "above_zero", "look_at", "run"]
+
+LAST_WORDS = 2.0
+"""Seconds in which a process that is stopped tells what it was at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,24 @@ class Plan:
     sources: Sequence[str] = tuple(SOURCES)
     corpus: Sequence[Case] = ()
     jobs: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for what compares nothing."""
+        above_zero(seconds=self.seconds, cases=self.cases, length=self.length, jobs=self.jobs)
+        if len(set(self.executors)) < 2:
+            raise UsageError(
+                f"there is nothing to compare {' '.join(self.executors)} with", hint="two executors; vmtest insn list"
+            )
+        rows = [EXECUTORS.get(name.partition(":")[0]) for name in self.executors]
+        if all(row and row.decodes for row in rows):
+            raise UsageError(f"{' and '.join(self.executors)} only decode", hint="add one that runs the code")
+
+
+def above_zero(**numbers: float | None) -> None:
+    """Raise UsageError for one that is not."""
+    for name, number in numbers.items():
+        if number is not None and not 0 < number < float("inf"):
+            raise UsageError(f"{name} {number:g}: it must be a number above 0")
 
 
 @dataclass(kw_only=True)
@@ -109,7 +132,9 @@ def prepare(plan: Plan, known: frozenset[Key] = frozenset()) -> Report:
     """Find what the executors can be compared on. Raises UsageError and HostError."""
     with fleet(plan.executors, isa(plan.isa)) as several:
         found, executors = survey(several, plan.names), dict(several.descriptions)
-    return Report(plan=replace(plan, names=found.names), survey=found, executors=executors, known=known)
+    plan = replace(plan, names=found.names)
+    _generator(plan)  # raises where nothing is left to be made
+    return Report(plan=plan, survey=found, executors=executors, known=known)
 
 
 def run(
@@ -149,9 +174,8 @@ def look_at(plan: Plan, cases: Sequence[Case], known: frozenset[Key] = frozenset
     return report
 
 
-def _shard(report: Report, several: Fleet) -> Shard:
-    plan = report.plan
-    generator = generate.Generator(
+def _generator(plan: Plan) -> generate.Generator:
+    return generate.Generator(
         isa(plan.isa),
         plan.names,
         seed=plan.seed,
@@ -159,23 +183,15 @@ def _shard(report: Report, several: Fleet) -> Shard:
         sources=plan.sources,
         corpus=plan.corpus,
     )
-    return Shard(several, report.survey, generator, several.descriptions)
 
 
-def in_order(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """The chunks by their numbers: one is held back until all before it are in, whose findings it may only count."""
-    waiting, number = dict[int, Chunk](), 0
-    for chunk in chunks:
-        waiting[chunk.number] = chunk
-        while number in waiting:
-            yield waiting.pop(number)
-            number += 1
+def _shard(report: Report, several: Fleet) -> Shard:
+    return Shard(several, report.survey, _generator(report.plan), several.descriptions)
 
 
 def _chunks(report: Report, is_over: Callable[[int], bool]) -> Generator[Chunk]:
     if report.plan.jobs > 1:
-        with closing(_chunks_of_several(report, is_over)) as chunks:
-            yield from in_order(chunks)
+        yield from _chunks_of_several(report, is_over)
         return
     number = 0
     with fleet(report.plan.executors, isa(report.plan.isa)) as several:
@@ -184,7 +200,8 @@ def _chunks(report: Report, is_over: Callable[[int], bool]) -> Generator[Chunk]:
             try:
                 chunk = shard.run(number, size=_size(report.plan, number))
             except KeyboardInterrupt:
-                yield shard.under_way
+                if shard.under_way:
+                    yield shard.under_way
                 raise
             yield chunk
             number += 1
@@ -196,27 +213,40 @@ def _size(plan: Plan, number: int) -> int:
 
 
 def _chunks_of_several(report: Report, is_over: Callable[[int], bool]) -> Generator[Chunk]:
-    """Chunks by several processes: which of them runs one makes no difference to what comes of it."""
-    number, running = 0, set[Future[Chunk]]()
+    """Chunks by several processes, in order: one is held back until all before it are in, whose findings it may only
+    count. Which of the processes runs one makes no difference to what comes of it.
+    """
+    begun, told, jobs = 0, 0, report.plan.jobs
+    running, waiting = set[Future[Chunk]](), dict[int, Chunk]()
     context = multiprocessing.get_context("spawn")
-    stop, places = context.Event(), context.SimpleQueue()
+    stop, places, left = context.Event(), context.SimpleQueue(), context.Queue()
     cpus = sorted(os.sched_getaffinity(0))
-    for job in range(report.plan.jobs):
+    for job in range(jobs):
         places.put(cpus[job % len(cpus)])
-    given = report, os.getpid(), stop, places
-    pool = ProcessPoolExecutor(report.plan.jobs, context, initializer=_begin, initargs=given)
+    given = report, os.getpid(), stop, places, left
+    pool = ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=given)
     try:
         while True:
-            while len(running) < 2 * report.plan.jobs and not is_over(number):
+            while len(running) <= jobs and not is_over(begun):
                 with _deaf_children():
-                    size = _size(report.plan, number)
-                    running.add(pool.submit(_run, number, frozenset(report.findings), size))
-                number += 1
+                    size = _size(report.plan, begun)
+                    running.add(pool.submit(_run, begun, frozenset(report.findings), size))
+                begun += 1
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
+            waiting |= {chunk.number: chunk for chunk in (future.result() for future in done)}
+            while told in waiting:
+                yield waiting.pop(told)
+                told += 1
+    except KeyboardInterrupt:
+        stop.set()
+        chunks = list(_under_way(left, min(begun, jobs)))
+        pool.shutdown(cancel_futures=True)
+        chunks += [future.result() for future in running if not future.cancelled() and future.exception() is None]
+        waiting |= {chunk.number: chunk for chunk in chunks if chunk.number >= told}
+        yield from (waiting[number] for number in sorted(waiting))
+        raise
     except BrokenProcessPool as error:
         raise HostError(f"a process of the run has ended: {error}") from None
     except BaseException:
@@ -224,6 +254,14 @@ def _chunks_of_several(report: Report, is_over: Callable[[int], bool]) -> Genera
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _under_way(left: Queue[Chunk | None], jobs: int) -> Iterator[Chunk]:
+    """What the processes were at when they were stopped, as far as they tell."""
+    with suppress(Empty):
+        for _ in range(jobs):
+            if chunk := left.get(timeout=LAST_WORDS):
+                yield chunk
 
 
 @contextmanager
@@ -236,26 +274,39 @@ def _deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_mine: Shard | None = None
+_mine: Shard | VmtestError | None = None
 
 
-def _begin(report: Report, parent: int, stop: Event, places: SimpleQueue[int]) -> None:
+def _begin(report: Report, parent: int, stop: Event, places: SimpleQueue[int], left: Queue[Chunk | None]) -> None:
     """In a process of its own: executors that live as long as it does. All of these have one CPU: they take turns, and
     to wake one on another CPU takes longer than many a case.
     """
     global _mine
     os.sched_setaffinity(0, {places.get()})
-    threading.Thread(target=_watch, args=(parent, stop), daemon=True).start()
-    _mine = _shard(report, fleet(report.plan.executors, isa(report.plan.isa)))
+    threading.Thread(target=_watch, args=(parent, stop, left), daemon=True).start()
+    try:
+        _mine = _shard(report, fleet(report.plan.executors, isa(report.plan.isa)))
+    except VmtestError as error:
+        _mine = error  # an initializer's would be lost
 
 
-def _watch(parent: int, stop: Event) -> None:
-    """End when we are told to, or who started us has been killed; our executors' workers end with us."""
+def _watch(parent: int, stop: Event, left: Queue[Chunk | None]) -> None:
+    """End when we are told to, with what is under way, or who started us has been killed; our executors' workers end
+    with us.
+    """
     while os.getppid() == parent and not stop.wait(0.2):
         pass
-    os._exit(1)
+    try:
+        if stop.is_set():
+            left.put(deepcopy(_mine.under_way) if isinstance(_mine, Shard) else None)
+            left.close()
+            left.join_thread()
+    finally:
+        os._exit(1)
 
 
 def _run(number: int, known: frozenset[Key], size: int) -> Chunk:
     assert _mine is not None
+    if isinstance(_mine, VmtestError):
+        raise _mine
     return _mine.run(number, known, size)

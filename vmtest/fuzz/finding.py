@@ -108,7 +108,7 @@ class Finding:
                 chunk=int(data.get("chunk", 0)),
                 seed=int(data.get("seed", 0)),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"this finding lacks something, or has nonsense in it: {error!r}") from None
         if key.kind not in KINDS or found.case.isa.name != key.isa or not found.executors:
             raise UsageError(f"this finding contradicts itself: {key}")

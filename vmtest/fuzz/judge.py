@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from vmtest.compare.decoding import decoding
 from vmtest.compare.limits import Limit, limit
-from vmtest.compare.pairs import KINDS, Difference, difference
+from vmtest.compare.pairs import KINDS, Difference, beyond, difference
 from vmtest.executors import Fleet
 from vmtest.forms import Instruction, forms
 from vmtest.fuzz.finding import Key
@@ -42,12 +42,15 @@ class Judge:
         self._blind, self._labels = fleet.blind, fleet.labels
 
     def judge(self, case: Case, outcomes: Mapping[str, Outcome]) -> Verdict:
-        """Each executor against the first of those that could run it, in the order in which they are believed."""
+        """Each executor against the first of those that could run it, in the order in which they are believed; one
+        that has died of it comes last.
+        """
         told = [name for name in self._names if name in outcomes and outcomes[name].status != "unsupported"]
         able = [name for name in told if outcomes[name].status != "decoded"]
         wrong = self._wrong_decoders(case, outcomes) if len(able) < len(told) else {}
-        if len(able) == 1 and outcomes[able[0]].status == "died":
-            return Verdict(told, [self._death(case, able[0])], ())
+        able.sort(key=lambda name: outcomes[name].status == "died")
+        if able and outcomes[able[0]].status == "died":
+            return Verdict(told, [self._death(case, name) for name in able], ())
         if not self._differing(case, outcomes, able) and not wrong:
             return Verdict(told, (), ())
         decoded = self._forms.decode(case.code, case.start)
@@ -56,20 +59,31 @@ class Judge:
         keys, limits = list[Key](), list[Limit]()
         for name, what in found.items():
             pair = outcomes[name], outcomes[claiming[0]]
-            known = limit(case, what, (name, claiming[0]), pair)
-            if known:
-                limits.append(known)
-            else:
+            left, known = self._beyond_limits(case, what, (name, claiming[0]), pair)
+            limits += known
+            if left:
                 form = _called(_begun(case, decoded, pair))
-                keys.append(Key(self._isa, form, what.kind, self._labels[name], self._labels[claiming[0]]))
+                keys.append(Key(self._isa, form, left.kind, self._labels[name], self._labels[claiming[0]]))
         for name, who in wrong.items():
             if who in self._survey.able(needed(self._isa, _begun(case, decoded, [outcomes[who]]))):
                 form = _called([one.form for one in decoded])
                 keys.append(Key(self._isa, form, "decoding", self._labels[name], self._labels[who]))
         return Verdict(told, keys, limits, unclaimed=claiming != able)
 
+    @staticmethod
+    def _beyond_limits(
+        case: Case, what: Difference, names: tuple[str, str], outcomes: tuple[Outcome, Outcome]
+    ) -> tuple[Difference | None, Sequence[Limit]]:
+        """What differs beyond known limits, and these."""
+        left: Difference | None = what
+        limits = list[Limit]()
+        while left and (known := limit(case, left, names, outcomes)):
+            limits += [known] if known not in limits else []  # a row may be for several kinds
+            left = beyond(case, left) if known.is_partial else None
+        return left, limits
+
     def _death(self, case: Case, name: str) -> Key:
-        """Of an executor that dies of what no other can run: it is to live whatever it is given."""
+        """Of an executor that dies of what no other comes to an end with: it is to live whatever it is given."""
         form = _called([one.form for one in self._forms.decode(case.code, case.start)])
         other = next(other for other in self._names if other != name)
         return Key(self._isa, form, "died", self._labels[name], self._labels[other])

@@ -44,11 +44,6 @@ class Chunk:
     forms: set[str] = field(default_factory=set)
     deaths: Mapping[str, int] = field(default_factory=dict)
 
-    @property
-    def cases(self) -> int:
-        """How many there were."""
-        return self.compared + self.alone
-
 
 class Shard:
     """Runs chunks. Clusters that are known already are counted, and not looked at again."""
@@ -58,7 +53,7 @@ class Shard:
         self._judge = Judge(fleet, survey)
         self._forms = forms(fleet.isa.name)
         self._known: set[Key] = set()
-        self.under_way = Chunk(number=0)
+        self.under_way: Chunk | None = None
         self._blind, self._labels = fleet.blind, fleet.labels
 
     def run(self, number: int, known: Collection[Key] = (), size: int = CHUNK) -> Chunk:
@@ -66,22 +61,20 @@ class Shard:
         cannot go on.
         """
         self._known |= set(known)
+        return self.look(self._generator.chunk(number, size), number)
+
+    def look(self, cases: Sequence[Case], number: int = 0) -> Chunk:
+        """The same for cases that are given."""
         deaths = dict(self._fleet.deaths)
         chunk = self.under_way = Chunk(number=number)
         try:
-            self._look(self._generator.chunk(number, size), chunk)
+            self._look(cases, chunk)
         finally:
             chunk.deaths = {name: died - deaths[name] for name, died in self._fleet.deaths.items()}
         return chunk
 
-    def look(self, cases: Sequence[Case]) -> Chunk:
-        """The same for cases that are given."""
-        chunk = Chunk(number=0)
-        self._look(cases, chunk)
-        return chunk
-
     def _look(self, cases: Sequence[Case], chunk: Chunk) -> None:
-        outcomes = self._run(cases)
+        outcomes = self._fleet.run(cases)
         for name, several in outcomes.items():
             chunk.statuses.update((name, outcome.status) for outcome in several)
         found = list[tuple[Case, Key]]()
@@ -98,19 +91,6 @@ class Shard:
             chunk.limits.update(f"{row.executor}: {row.what}" if row.executor else row.what for row in judged.limits)
         for case, key in found:
             self._count(*self._shortest(case, key), chunk)
-
-    def _run(self, cases: Sequence[Case]) -> dict[str, list[Outcome]]:
-        """What comes of the cases. Of which only some came to no end, these run again: the host may have stood still,
-        as it does where locked accesses over the edge of a cache line are slowed down on purpose.
-        """
-        outcomes = self._fleet.run(cases)
-        for at, case in enumerate(cases):
-            said = {name: several[at].status for name, several in outcomes.items()}
-            slow = [name for name, status in said.items() if status == "timeout"]
-            if slow and {*said.values()} - {"timeout", "decoded"}:
-                for name, (again,) in self._fleet.run([case], slow).items():
-                    outcomes[name][at] = again
-        return outcomes
 
     def _count(self, case: Case, key: Key, chunk: Chunk) -> None:
         """Count the case as one of the cluster, of which it may be the first."""

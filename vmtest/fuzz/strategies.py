@@ -14,7 +14,7 @@ from vmtest.errors import UsageError
 from vmtest.forms import Draft, forms
 from vmtest.fuzz.generate import EDGES, select
 from vmtest.model.case import Case
-from vmtest.model.isa import DATA, DATA_SIZE, Isa, Register, isa
+from vmtest.model.isa import DATA_SIZE, Isa, Register, isa
 
 __all__ = ["cases", "instructions", "states"]
 
@@ -48,7 +48,7 @@ def cases(isa_name: str, *, max_size: int = 1, forms: str | None = None) -> st.S
     memory = st.lists(st.tuples(st.integers(0, DATA_SIZE - 16), st.binary(min_size=1, max_size=16)), max_size=2)
 
     def put_together(draft: Draft, values: Mapping[str, int], patches: list[tuple[int, bytes]]) -> Case:
-        places = [value - DATA for value in draft.registers.values() if DATA <= value < DATA + DATA_SIZE - 16]
+        places = [value - row.data for value in draft.registers.values() if 0 <= value - row.data < DATA_SIZE - 16]
         moved = [(place, data) for place, (_, data) in zip(places, patches, strict=False)] or patches
         state = row.state({**values, **draft.registers})
         return Case(isa=row, code=draft.code, state=state, memory=tuple(moved))

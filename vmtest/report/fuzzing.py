@@ -88,7 +88,7 @@ def summary(report: Report, folder: str) -> str:
             f" such as {report.flaky[0]:.100}"
         )
     if not report.findings:
-        return "\n".join([*lines, "no difference"])
+        return "\n".join([*lines, "no difference" + (" until then" if report.interrupted else "")])
     kinds = Counter((finding.key.pair, finding.key.kind) for finding in report.findings.values())
     lines += [
         "",

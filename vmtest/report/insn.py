@@ -25,8 +25,11 @@ def side_by_side(
     if undefined:
         lines.append(f"left undefined by the manual, and not compared: {', '.join(undefined)}")
     lines += ["", tabulate(shown, headers=("", "began", *outcomes), disable_numparse=True), ""]
-    excused = {row.excused: row.name for row in rows if row.differs and row.excused}
-    lines += [f"not counted, {name}: {why}" for why, name in excused.items()]
+    excused = dict[str, list[str]]()
+    for row in rows:
+        if row.differs and row.excused:
+            excused.setdefault(row.excused, []).append(row.name)
+    lines += [f"not counted, {' '.join(names)}: {why}" for why, names in excused.items()]
     said = verdict(rows)
     compared = sum(outcome.status != "unsupported" for outcome in outcomes.values())
     lines.append(said or ("no difference" if compared > 1 else "nothing to compare it with"))
