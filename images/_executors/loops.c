@@ -90,15 +90,16 @@ static int has_made_code(const struct batch *b, const u8 *in)
 
 typedef struct outcome run_case(void *engine, const u8 *state, u32 length, u8 *told, int vectors);
 
-/* The bytes of all outcomes. A case whose time is over runs a second time: it may have been the one before it that
- * was to be stopped. So does one for which the vectors were not set, and which may have come to touch them. */
-static ulong run_batch(void *engine, run_case *run, const u8 *in, u32 number, u8 *out)
+/* The bytes of all outcomes. A case whose time is over runs a second time: it may have been the one before it that was to
+ * be stopped. So does one for which the vectors were not set, and which may have come to touch them; `lazy` is whether they
+ * are left out where they need not be set. */
+static ulong run_batch(void *engine, run_case *run, int lazy, const u8 *in, u32 number, u8 *out)
 {
     struct batch *b = engine;
     u8 *to = out;
     for (u32 index = 0; index < number; index++, in = next_case(b, in)) {
         struct outcome o = { 0 };
-        int vectors = uses_vectors(b, in + 3 + in[0], in[0]);
+        int vectors = !lazy || uses_vectors(b, in + 3 + in[0], in[0]);
         b->progress[0] = index, b->progress[1] = 1;
         for (int times = 0; times < 2; times++) {
             u32 length;
@@ -230,7 +231,7 @@ static struct outcome unicorn_case(void *engine, const u8 *state, u32 length, u8
 
 ulong unicorn_batch(struct unicorn *e, const u8 *in, u32 number, u8 *out)
 {
-    return run_batch(e, unicorn_case, in, number, out);
+    return run_batch(e, unicorn_case, e->x87_ids != 0, in, number, out);
 }
 
 /* ---- KVM ------------------------------------------------------------------------------------------------------- */
@@ -351,6 +352,6 @@ static struct outcome kvm_clean_case(void *engine, const u8 *state, u32 length, 
 
 ulong kvm_batch(struct kvm *e, const u8 *in, u32 number, u8 *out)
 {
-    return run_batch(e, kvm_clean_case, in, number, out);
+    return run_batch(e, kvm_clean_case, 1, in, number, out);
 }
 #endif
