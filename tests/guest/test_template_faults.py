@@ -680,6 +680,18 @@ def test_pool_of_64_with_memory_for_10(own: Path, tmp_path: Path, group: Path) -
     assert _oom_kills(group) == 0
 
 
+def _python(own: Path, code: str, *within: str) -> subprocess.CompletedProcess[str]:
+    """A program of its own with that cache, every warning an error; ``within`` is what starts it."""
+    return subprocess.run(
+        [*within, sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, "XDG_CACHE_HOME": str(own)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 NO_MEMORY = """
 import sys
 import vmtest
@@ -698,14 +710,7 @@ for said in ({}, {"cold": True}, {"append": "another.template"}):
 def test_no_memory_for_a_guest(own: Path, group: Path) -> None:
     """Without memory for a clone, a boot or a template, each is a HostError that says how much is left."""
     _limit(group, 160)
-    done = subprocess.run(
-        ["sh", "-c", ENTER, "sh", str(group), sys.executable, "-W", "error", "-c", NO_MEMORY],
-        env={**os.environ, "XDG_CACHE_HOME": str(own)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = _python(own, NO_MEMORY, "sh", "-c", ENTER, "sh", str(group))
     lines = done.stdout.splitlines()
     assert len(lines) == 3, done.stdout + done.stderr
     for line, least in zip(lines, (48, 128, 128), strict=True):
@@ -734,14 +739,7 @@ with vmtest.boot(memory=128):
 
 def test_pool_with_few_descriptors(own: Path) -> None:
     """A pool leaves the program the file descriptors that it works with, and says that it is small for them."""
-    done = subprocess.run(
-        [sys.executable, "-c", FEW_DESCRIPTORS],
-        env={**os.environ, "XDG_CACHE_HOME": str(own)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = _python(own, FEW_DESCRIPTORS)
     *works, note = done.stdout.splitlines() or [""]
     assert works == ["works", "works"], done.stdout + done.stderr
     assert 2 < int(note.split()[3]) < 20, note
@@ -773,14 +771,7 @@ def test_boot_without_descriptors(own: Path) -> None:
     """Whichever of its file descriptors a guest cannot have, the boot is a HostError that says so and leaves nothing
     behind.
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", NO_DESCRIPTORS],
-        env={**os.environ, "XDG_CACHE_HOME": str(own)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = _python(own, NO_DESCRIPTORS)
     lines = done.stdout.splitlines()
     refused = lines.index("works") if "works" in lines else len(lines)
     assert 5 < refused < 20, done.stdout + done.stderr

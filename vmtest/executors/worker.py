@@ -310,7 +310,7 @@ def _watch(engine: Engine, progress: mmap.mmap, parent: int) -> None:
     """Stop the case that has been running since we last looked, and ourselves when who started us is gone."""
     before, seen = b"", 0
     while True:
-        time.sleep(LOOK)
+        time.sleep(LOOK)  # that a case goes on for too long is no event
         if os.getppid() != parent:  # and no parent-death signal: that comes when a thread of the parent's ends, too
             os._exit(1)
         now = progress[:8]
