@@ -245,7 +245,10 @@ def _chunks_of_several(report: Report, is_over: Callable[[int], bool]) -> Genera
         pool.shutdown(cancel_futures=True)
         chunks += [future.result() for future in running if not future.cancelled() and future.exception() is None]
         waiting |= {chunk.number: chunk for chunk in chunks if chunk.number >= told}
-        yield from (waiting[number] for number in sorted(waiting))
+        for _, chunk in sorted(waiting.items()):
+            found = {finding.key for finding in chunk.findings}
+            if chunk.clusters.keys() <= report.findings.keys() | found:  # else it counts what was lost with another one
+                yield chunk
         raise
     except BrokenProcessPool as error:
         raise HostError(f"a process of the run has ended: {error}") from None
