@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -203,7 +204,9 @@ def _short_of(making: int) -> str:
     try:
         free = memory.available()
         spare = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - sum(1 for _ in Path("/proc/self/fd").iterdir())
-    except OSError:  # too many open files
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            return f"what is left of memory and files could not be told: {error}"
         free, spare = 0, 0
     if spare < DESCRIPTORS + OPENED * (1 + making):
         return f"{spare} more files could be opened, of which it leaves {DESCRIPTORS} (ulimit -n)"

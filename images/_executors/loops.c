@@ -248,12 +248,13 @@ struct kvm {
     ulong wide, general; /* bytes of a general register, and how many there are; behind them are the flags */
     ulong vectors;       /* bytes of all XMM */
     int vcpu, hides;     /* an exception that may be another one: 0 for none */
+    const int *error;    /* errno of the thread that runs */
     void (*renew)(void); /* makes the CPU anew, and its tables; none in ring 3, which cannot change them */
 };
 
 /* include/uapi/linux/kvm.h; the stubs are one HLT each, STUB bytes from each other: see vmtest/executors/kvm.py */
 enum { KVM_RUN = 0xAE80, IMMEDIATE_EXIT = 1, EXIT_REASON = 8, VALID = 288, DIRTY = 296, REGS = 304, SREGS = REGS + 144,
-       CR2 = SREGS + 232, SREGS_SIZE = 0x138, SYNC = 3, HLT = 5, STUB = 8, RSP = 4, PENDING = 64 };
+       CR2 = SREGS + 232, SREGS_SIZE = 0x138, SYNC = 3, HLT = 5, STUB = 8, RSP = 4, PENDING = 64, INTERRUPTED = 4 /* EINTR */ };
 #define KVM_GET_XSAVE 0x9000AEA4ul
 #define KVM_SET_XSAVE 0x5000AEA5ul
 /* Where in a state each of struct kvm_regs is: rax rbx rcx rdx rsi rdi rsp rbp r8-r15. */
@@ -309,9 +310,9 @@ static struct outcome kvm_case(void *engine, const u8 *state, u32 length, u8 *to
     regs[16] = behind - length, regs[17] = (get_register(state, wide, general) & FLAGS_SHOWN) | FLAGS_ON;
     copy(e->run + SREGS, e->system, SREGS_SIZE);
     *(ulong *)(e->run + VALID) = *(ulong *)(e->run + DIRTY) = SYNC;
-    if (e->ioctl(e->vcpu, KVM_RUN, 0) < 0) { /* interrupted: by stop(), or by whoever else */
+    if (e->ioctl(e->vcpu, KVM_RUN, 0) < 0) { /* interrupted by stop(), or by whoever else; or it cannot be run */
         e->run[IMMEDIATE_EXIT] = 0;
-        return (struct outcome){ .status = TIMEOUT };
+        return (struct outcome){ .status = *e->error == INTERRUPTED ? TIMEOUT : UNSUPPORTED };
     }
     copy(told, state, e->batch.size);
     if (*(u32 *)(e->run + EXIT_REASON) != HLT) {

@@ -52,6 +52,7 @@ def test_a_known_bug_is_found(tmp_path: Path) -> None:
     assert f"0 of {len(files)} are still there" in gone.stdout
     alone = _vmtest("replay", str(files[0]), "--executors", "native", code=2)
     assert "it cannot be told whether it is still there: 1 of these can run it" in alone.stdout
+    assert alone.stdout.endswith("\n1 could not be compared\n")
 
 
 def test_what_is_still_there(tmp_path: Path) -> None:

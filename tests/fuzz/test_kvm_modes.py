@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from oncase import run
+from oncase import having, run
 
 from vmtest.executors import EXECUTORS
+from vmtest.executors.kvm import Engine
 from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import DATA, ISAS, PAGE, isa
 
@@ -147,6 +149,21 @@ X87 = [
     (f"d9c9 fsw=0x3000 ftw=0xc0 st0={ONE:#x} st1={TWO:#x}", {"fsw": 0x3000, "ftw": 0xC0, "st0": TWO, "st1": ONE}),
     (f"ddd8 ftw=1 st0={ONE:#x}", {"fsw": 0x800, "st7": ONE}),  # fstp st0: popped
 ]
+
+
+def test_what_kvm_refuses_to_run() -> None:
+    """A case that KVM_RUN fails of is one that KVM cannot run, and no timeout."""
+    having("kvm").close()
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        engine = Engine(isa("x86_64"))
+        case = Case.parse("x86_64 ffc0")
+        assert engine.run(case).status == "ok"
+        with Path("/dev/null").open("rb") as other:
+            engine.engine.vcpu = other.fileno()
+            assert engine.run(case).status == "unsupported"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_x87() -> None:

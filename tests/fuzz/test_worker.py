@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ from oncase import having
 
 from vmtest.executors import EXECUTORS, executor, fleet, programs
 from vmtest.executors.unicorn import Engine
+from vmtest.executors.worker import Executor
 from vmtest.model.case import Case
 from vmtest.model.isa import DATA, DATA_SIZE, isa
 
@@ -62,6 +64,7 @@ def test_no_dead_qemu_is_left() -> None:
 
 LEAVES = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import psutil
 from vmtest.errors import HostError
@@ -227,6 +230,30 @@ def test_stopped_with_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         for process in (*forks.children(recursive=True), forks):
             process.suspend()
         assert found.run([INC]) == [before]
+
+
+RAISES = """
+from vmtest.executors import base, unicorn
+
+def lacks(isa):
+    return ""
+
+class Engine(unicorn.Engine):
+    def run_packed(self, data, number, progress):
+        progress[:8] = base.RUNS.pack(0, 1)
+        raise OSError("a defect of its own")
+"""
+
+
+def test_an_error_of_its_own_is_no_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an engine raises an exception its worker has died of that, and not of the signal that ends workers."""
+    (tmp_path / "raises.py").write_text(RAISES)
+    monkeypatch.syspath_prepend(tmp_path)
+    row = replace(EXECUTORS["unicorn"], module="raises", environment=(("PYTHONPATH", str(tmp_path)),))
+    with Executor(row, X86) as found:
+        for _ in range(20):
+            (outcome,) = found.run([INC])
+            assert (outcome.status, outcome.signal) == ("died", 0)
 
 
 def test_stale_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def replay(paths: Sequence[Path], executors: str | None, qemus: tuple[str, ...],
     if not files:
         raise UsageError(f"there is no finding in {', '.join(map(str, paths))}", hint="they are *.json files")
     groups: dict[tuple[str, ...], list[tuple[Path, Finding]]] = {}
-    there = total = failed = 0
+    there = total = failed = untold = 0
     for file in files:
         try:
             finding = read(file)
@@ -61,11 +61,13 @@ def replay(paths: Sequence[Path], executors: str | None, qemus: tuple[str, ...],
             continue
         for (file, _), (finding, case), result in zip(group, cases, results, strict=True):
             total, there = total + 1, there + bool(result.keys)
-            failed += _is_open(result)
+            untold += _is_open(result)
             click.echo(_as_json(file, case, result) if as_json else _as_text(file, finding, case, result))
     if not as_json and total:
-        click.echo(f"{there} of {total} are still there")
-    return 2 if failed else int(bool(there))
+        told = [f"{there} of {total - untold} are still there"] if total > untold else []
+        told += [f"{untold} could not be compared"] if untold else []
+        click.echo(", ".join(told))
+    return 2 if failed or untold else int(bool(there))
 
 
 def _told(error: VmtestError, file: Path | None = None) -> int:

@@ -14,18 +14,6 @@ __all__ = ["decoding"]
 
 COMPLETE, REFUSED, INVALID, CUT, VALID = "complete", "refused", "invalid", "cut off", "valid"
 
-ILLEGAL = {
-    "x86_64": 6,  # Intel SDM, volume 3, table 6-1
-    "x86_32": 6,
-    "x86_16": 6,
-    "aarch64": 0x00,  # Arm ARM, DDI 0487, D17.2.37
-    "arm": 1,  # ARM DDI 0406C, B1.8.1
-    "thumb": 1,
-    "riscv64": 2,  # RISC-V privileged manual, table 3.6
-    "riscv32": 2,
-    "mips32": 10,  # MIPS32, volume III, Cause.ExcCode
-}
-"""By instruction set, the exception of what is no instruction."""
 TELLS_NO_PLACE = {("unicorn", "riscv64"), ("unicorn", "riscv32"), ("unicorn", "mips32")}
 """Executors that tell of an exception the place behind it (unicorn-engine/unicorn#1990)."""
 
@@ -70,7 +58,7 @@ def _happened(who: str, case: Case, outcome: Outcome) -> Seen | None:
     at = outcome.end - case.start
     if outcome.address == end:
         return Seen(CUT, at)
-    return Seen(REFUSED if outcome.vector == ILLEGAL[case.isa.name] else VALID, at)
+    return Seen(REFUSED if outcome.vector == case.isa.illegal else VALID, at)
 
 
 def _stop(case: Case, outcome: Outcome) -> Seen:

@@ -105,7 +105,9 @@ def _comparable(outcome: Outcome) -> bool:
 def _status(outcome: Outcome) -> str | None:
     if outcome.status in ("unsupported", "decoded"):
         return None
-    return f"died of signal {outcome.signal}" if outcome.status == "died" else outcome.status
+    if outcome.status != "died":
+        return outcome.status
+    return f"died of signal {outcome.signal}" if outcome.signal else "died of an error"
 
 
 def verdict(rows: list[Aspect]) -> str:

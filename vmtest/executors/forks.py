@@ -34,7 +34,7 @@ def _live(make: Callable[[], Engine], descriptors: Sequence[int], parent: int) -
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
-    os._exit(1)
+        os._exit(1)  # within, while nothing of serve() is closed yet
 
 
 class _Child:

@@ -64,6 +64,13 @@ def told(name: str, isa: Isa, ring: int) -> str:
     return f"Linux {os.uname().release} KVM, ring {ring}, {where}"
 
 
+def _errno() -> int:
+    """Where this thread's errno is: ctypes' own copy is not written by what C calls."""
+    where = ctypes.CDLL(None)["__errno_location"]
+    where.restype = ctypes.c_void_p
+    return int(where())
+
+
 class _Struct(ctypes.Structure):
     """``struct kvm`` of loops.c."""
 
@@ -73,6 +80,7 @@ class _Struct(ctypes.Structure):
         *((name, ctypes.c_ulong) for name in ("stubs", "features", "wide", "general", "vectors")),
         ("vcpu", ctypes.c_int),
         ("hides", ctypes.c_int),
+        ("error", ctypes.c_void_p),
         ("renew", ctypes.c_void_p),
     )
 
@@ -110,6 +118,7 @@ class Engine(LoopEngine):
             general=registers.index(isa.flags),
             vectors=isa.places["mxcsr"].start - isa.places["xmm0"].start,
             vcpu=self._vcpu,
+            error=_errno(),
         )
         if self.ring == 0:
             self._renew = self.callback(self._make_again)

@@ -289,21 +289,22 @@ def _pack(cases: Sequence[Case]) -> tuple[int, bytes]:
 def serve(engine: Engine, source: int, sink: int, progress: mmap.mmap, parent: int) -> None:
     """Run what comes in, until no more does or who forked us is gone."""
     threading.Thread(target=_watch, args=(engine, progress, parent), daemon=True).start()
-    with os.fdopen(source, "rb") as cases, os.fdopen(sink, "wb") as answers:
-        answers.write(HEAD.pack(0, READY))
-        answers.flush()
-        while head := cases.read(HEAD.size):
-            size, number = HEAD.unpack(head)
-            packed = cases.read(size)
-            try:
-                answer = engine.run_packed(packed, number, progress)
-            except HostError:  # what it is made of cannot be made again: that is no case's fault
-                progress[:8] = IDLE
-                raise
+    # Neither is closed: they are with the process, whose exit code is there then.
+    cases, answers = os.fdopen(source, "rb"), os.fdopen(sink, "wb")
+    answers.write(HEAD.pack(0, READY))
+    answers.flush()
+    while head := cases.read(HEAD.size):
+        size, number = HEAD.unpack(head)
+        packed = cases.read(size)
+        try:
+            answer = engine.run_packed(packed, number, progress)
+        except HostError:  # what it is made of cannot be made again: that is no case's fault
             progress[:8] = IDLE
-            answers.write(HEAD.pack(len(answer), number))
-            answers.write(answer)
-            answers.flush()
+            raise
+        progress[:8] = IDLE
+        answers.write(HEAD.pack(len(answer), number))
+        answers.write(answer)
+        answers.flush()
 
 
 def _watch(engine: Engine, progress: mmap.mmap, parent: int) -> None:

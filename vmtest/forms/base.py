@@ -33,12 +33,11 @@ class Draft(NamedTuple):
 class Forms:
     """The forms of one instruction set. This class knows none: its subclasses do.
 
-    ``names`` are all forms that can be made, in an order that does not change. ``illegal`` is the exception of what is
-    no instruction, and ``step`` of how many bytes' multiples are their sizes, and the places where they may begin.
+    ``names`` are all forms that can be made, in an order that does not change. ``step`` is of how many bytes' multiples
+    are their sizes, and the places where they may begin.
     """
 
     names: tuple[str, ...] = ()
-    illegal: int | None = None
     step: int = 1
 
     def __init__(self, isa: Isa) -> None:
@@ -76,7 +75,8 @@ class Forms:
         return frozenset(
             feature
             for name, outcome in ran
-            if outcome.status == "ok" or (outcome.status == "exception" and outcome.vector not in (None, self.illegal))
+            if outcome.status == "ok"
+            or (outcome.status == "exception" and outcome.vector not in (None, self.isa.illegal))
             for feature in self.features(name)
         )
 

@@ -47,8 +47,6 @@ _FEATURES = {value: name for name, value in vars(CpuidFeature).items() if isinst
 class Table(Forms):
     """See Forms."""
 
-    illegal = 6
-
     def __init__(self, isa: Isa) -> None:
         super().__init__(isa)
         self._bits = _BITS[isa.name]

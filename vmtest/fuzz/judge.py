@@ -96,15 +96,12 @@ class Judge:
             lacking = set[str]()
             for name, what in self._differing(case, outcomes, able).items():
                 ran = _begun(case, decoded, [outcomes[name], outcomes[able[0]]])
-                if what.kind not in _OF_THE_LAST and self._is_refused(outcomes[name]):
+                if what.kind not in _OF_THE_LAST and _is_refused(case, outcomes[name]):
                     ran = ran[:-1]  # by both: it is what was before that has made the difference
                 lacking |= {name, able[0]} - {*self._survey.able(needed(self._isa, ran))}
             if not lacking:
                 return able
             able = [name for name in able if name not in lacking]
-
-    def _is_refused(self, outcome: Outcome) -> bool:
-        return outcome.status == "exception" and outcome.vector == self._forms.illegal
 
     def _wrong_decoders(self, case: Case, outcomes: Mapping[str, Outcome]) -> Mapping[str, str]:
         """By decoder that contradicts what happened, the executor that has shown it."""
@@ -123,6 +120,10 @@ class Judge:
             if what:
                 found[name] = what
         return found
+
+
+def _is_refused(case: Case, outcome: Outcome) -> bool:
+    return outcome.status == "exception" and outcome.vector == case.isa.illegal
 
 
 def _begun(case: Case, decoded: Sequence[Instruction], outcomes: Sequence[Outcome]) -> list[str]:

@@ -116,9 +116,9 @@ class Outcome(NamedTuple):
     """How a case went.
 
     ``status`` is "ok" (it came to its end), "exception", "unsupported" (the executor cannot run it, which says nothing
-    of the machine), "timeout", "died" (the executor crashed: ``signal`` is by which signal), or "decoded" (by what runs
-    nothing). Only the first two have a ``state`` and ``writes`` (to the data window: what differs from what it began
-    with).
+    of the machine), "timeout", "died" (the executor crashed: ``signal`` is by which signal, 0 for an error of its own),
+    or "decoded" (by what runs nothing). Only the first two have a ``state`` and ``writes`` (to the data window: what
+    differs from what it began with).
 
     ``end`` is the address of the instruction that was next, or that raised the exception; ``vector`` is the exception
     as the instruction set numbers it, ``error`` its error code and ``address`` the address whose access failed. Each is

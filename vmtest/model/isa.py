@@ -34,14 +34,16 @@ class Register:
 
 @dataclass(frozen=True, kw_only=True)
 class Isa:
-    """``code_most`` bytes is the longest code of a case. ``fixed`` are bits, by register, that are no state of the
-    program's and stay as they are: (mask, value). ``code`` and ``data`` are the addresses of its two windows.
+    """``illegal`` is the vector of the exception for what is no instruction. ``code_most`` bytes is the longest code of
+    a case. ``fixed`` are bits, by register, that are no state of the program's and stay as they are: (mask, value).
+    ``code`` and ``data`` are the addresses of its two windows.
 
     A state is all registers' bytes, little-endian, in the order of ``registers``: what executors take and give.
     """
 
     name: str
     what: str
+    illegal: int
     registers: tuple[Register, ...]
     flags: str = ""
     code_most: int = 64
@@ -143,6 +145,8 @@ def _but(bits: int, size: int, kept: int = 0) -> tuple[int, int]:
 # All but TF, IOPL, NT, RF, VM, AC, VIF, VIP, ID and the reserved ones: those are not a program's, or they end the run.
 # IF is on.
 _EFLAGS, _IF = 0xCD5, 0x202
+# Intel SDM, volume 3, table 6-1: #UD. ARM DDI 0406C, B1.8.1: the undefined instruction vector.
+_UD, _ARM_UNDEFINED = 6, 1
 # Reserved bits: to load one of them is an exception (Intel SDM, volume 1, section 10.2.3).
 # Those of the x87 control word are as every CPU tells them, whatever is loaded (section 8.1.5): bit 6 is set.
 _CONTROL = {"mxcsr": _but(0xFFFF, 4), "fcw": _but(0x1F3F, 2, 0x40)}
@@ -155,6 +159,7 @@ ISAS: dict[str, Isa] = {
         Isa(
             name="x86_64",
             what="x86 in 64-bit mode",
+            illegal=_UD,
             flags="rflags",
             fixed={"rflags": _but(_EFLAGS, 8, _IF)} | _CONTROL,
             registers=_x86(_X86_64, "rflags", 8, 16),
@@ -162,6 +167,7 @@ ISAS: dict[str, Isa] = {
         Isa(
             name="x86_32",
             what="x86 in 32-bit protected mode, all segments flat",
+            illegal=_UD,
             flags="eflags",
             fixed={"eflags": _but(_EFLAGS, 4, _IF)} | _CONTROL,
             registers=_x86(_X86_32, "eflags", 4, 8),
@@ -170,6 +176,7 @@ ISAS: dict[str, Isa] = {
             # And not real mode: there an exception writes to the case's own stack.
             name="x86_16",
             what="x86 in 16-bit protected mode, all segments at 0",
+            illegal=_UD,
             flags="eflags",
             fixed={"eflags": _but(_EFLAGS, 4, _IF)} | _CONTROL,
             registers=_x86(_X86_32, "eflags", 4, 8, stack=0x2000 + PAGE),
@@ -179,6 +186,7 @@ ISAS: dict[str, Isa] = {
         Isa(
             name="aarch64",
             what="A64",
+            illegal=0x00,  # Arm ARM, DDI 0487, D17.2.37: ESR_ELx.EC, unknown reason
             flags="nzcv",
             fixed={"nzcv": _but(0xF000_0000, 8)},
             registers=(
@@ -188,11 +196,26 @@ ISAS: dict[str, Isa] = {
                 *_numbered("q", 32, 16, "vectors"),
             ),
         ),
-        Isa(name="arm", what="A32, ARMv7-A with VFP and NEON", flags="apsr", fixed=_ARM_FIXED, registers=_ARM),
-        Isa(name="thumb", what="T32, ARMv7-A with VFP and NEON", flags="apsr", fixed=_ARM_FIXED, registers=_ARM),
+        Isa(
+            name="arm",
+            what="A32, ARMv7-A with VFP and NEON",
+            illegal=_ARM_UNDEFINED,
+            flags="apsr",
+            fixed=_ARM_FIXED,
+            registers=_ARM,
+        ),
+        Isa(
+            name="thumb",
+            what="T32, ARMv7-A with VFP and NEON",
+            illegal=_ARM_UNDEFINED,
+            flags="apsr",
+            fixed=_ARM_FIXED,
+            registers=_ARM,
+        ),
         Isa(
             name="riscv64",
             what="RV64GC",
+            illegal=2,  # RISC-V privileged manual, table 3.6
             registers=(
                 *(Register(name=f"x{n}", size=8, value=_STACK if n == 2 else 0) for n in range(1, 32)),
                 *_numbered("f", 32, 8, "vectors"),
@@ -201,6 +224,7 @@ ISAS: dict[str, Isa] = {
         Isa(
             name="riscv32",
             what="RV32GC",
+            illegal=2,
             registers=(
                 *(Register(name=f"x{n}", size=4, value=_STACK if n == 2 else 0) for n in range(1, 32)),
                 *_numbered("f", 32, 8, "vectors"),
@@ -209,6 +233,7 @@ ISAS: dict[str, Isa] = {
         Isa(
             name="mips32",
             what="MIPS32, little-endian",
+            illegal=10,  # MIPS32, volume III, Cause.ExcCode
             registers=(
                 *(Register(name=f"r{n}", size=4, value=_STACK if n == 29 else 0) for n in range(1, 32)),
                 Register(name="hi", size=4),
