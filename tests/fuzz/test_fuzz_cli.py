@@ -102,6 +102,16 @@ def test_executors_are_not_held_to_what_they_do_not_claim(tmp_path: Path) -> Non
     assert (ran.unclaimed, ran.findings) == (1, {})
 
 
+def test_who_is_not_held_to_it_has_no_vote(tmp_path: Path) -> None:
+    """Of an AVX instruction that QEMU 7.2 refuses and the CPU runs, Unicorn, which has no AVX, makes no majority."""
+    names = ("vex_vaddsd_xmm_xmm_xmmm64",)
+    plan = Plan(isa="x86_64", executors=("unicorn", "native", "qemu"), names=names, seed=1)
+    report = look_at(plan, [Case.parse("x86_64 c5ff58c1")])  # VEX.L is ignored
+    assert [(key.who, finding.verdict) for key, finding in report.findings.items()] == [
+        ("qemu", "they differ: exception")
+    ]
+
+
 def test_a_death_of_what_no_other_can_run() -> None:
     """Unicorn dies of a case that KVM's emulator cannot run: that is a cluster, though there is nothing to compare."""
     plan = Plan(isa="x86_64", executors=("unicorn", "kvm"), names=("nopd",), seed=0)

@@ -60,6 +60,16 @@ def test_ends_that_differ_say_it_all() -> None:
     assert _said(case, a=_ok(case), b=Outcome(status="timeout")) == "they differ: status"
 
 
+def test_those_that_ended_alike_are_compared() -> None:
+    """Where a third one has stopped early the registers of the two that went on are compared; its are not."""
+    case = Case.parse("x86_64 480fc8ffc0")
+    early = Outcome(status="exception", state=case.isa.state({"rcx": 1}), end=case.start, vector=6)
+    assert _said(case, a=_ok(case, rax=1), b=early, c=_ok(case, rax=2)) == "they differ: status, end, rax"
+    assert _said(case, a=_ok(case, rax=1), b=early, c=_ok(case, rax=1)) == "b stands alone: status, end"
+    nowhere = early._replace(end=None, state=case.isa.state({"rcx": 2}))  # where it was it does not tell
+    assert _said(case, a=_ok(case), b=early, c=nowhere) == "they differ: status, end, rcx"
+
+
 def test_what_was_written_is_compared() -> None:
     """Bytes of the data window are part of what is compared."""
     case = Case.parse("x86_64 880424")

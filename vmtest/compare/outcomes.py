@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from vmtest.compare.decoding import decoding
 from vmtest.compare.pairs import masked_error, undefined_after
@@ -47,17 +47,21 @@ def aspects(
     """
     known, blind = forms(case.isa.name), blind or {}
     beyond = "an instruction of ring 0: not all run it there" if known.privileged(case) else ""
-    # Of a case that one executor has ended early the rest is not comparable: how it ended says it all.
-    compared = [outcome for outcome in outcomes.values() if _comparable(outcome)]
-    ends = {outcome.end for outcome in compared if outcome.end is not None}
-    undefined = undefined_after(case, min(ends, default=None))
-    alike = len(ends) <= 1 and len({outcome.status for outcome in compared}) <= 1
+    able = [who for who, outcome in outcomes.items() if outcome.status in ("ok", "exception")]
+    # The registers of one that has come to another end are not comparable: how it ended says it all.
+    alike = _ended_alike(outcomes, able)
+    undefined = undefined_after(case, next((end for who in alike if (end := outcomes[who].end) is not None), None))
 
-    def row(name: str, began: str, said: Callable[[Outcome], str | None], excused: str = "", group: str = "") -> Aspect:
-        values = {
-            who: said(outcome) if _comparable(outcome) and (not group or group not in blind.get(who, ())) else None
-            for who, outcome in outcomes.items()
-        }
+    def row(
+        name: str,
+        began: str,
+        said: Callable[[Outcome], str | None],
+        excused: str = "",
+        who: Collection[str] = able,
+        group: str = "",
+    ) -> Aspect:
+        telling = {name for name in who if not group or group not in blind.get(name, ())}
+        values = {name: said(outcome) if name in telling else None for name, outcome in outcomes.items()}
         return Aspect(name=name, began=began, values=values, excused=excused or beyond)
 
     rows = [Aspect(name="status", began="", values={who: _status(o) for who, o in outcomes.items()}, excused=beyond)]
@@ -75,16 +79,33 @@ def aspects(
         def value(state: bytes, place: slice = place, mask: int = mask) -> str:
             return f"{int.from_bytes(state[place], 'little') & mask:#x}"
 
-        found = row(register.name, value(case.state), lambda o, value=value: value(o.state), group=register.group)  # type: ignore[misc]
-        numbers = [int(said, 16) for said in found.values.values() if said is not None]
+        def said(outcome: Outcome, value: Callable[[bytes], str] = value) -> str:
+            return value(outcome.state)
+
+        found = row(register.name, value(case.state), said, who=alike, group=register.group)
+        numbers = [int(value, 16) for value in found.values.values() if value is not None]
         if found.differs and all(known.alike(case, register.name, numbers[0], other) for other in numbers[1:]):
-            found = Aspect(
-                name=found.name, began=found.began, values=found.values, excused="the manual allows both values"
-            )
+            found = replace(found, excused="the manual allows both values")
         rows.append(found)
     why = "the manual leaves it undefined" if "memory" in undefined else ""
-    rows.append(row("written", "", lambda o: " ".join(f"[{at:#x}]={data.hex()}" for at, data in o.writes), why))
+    rows.append(row("written", "", _written, why, alike))
     return rows
+
+
+def _ended_alike(outcomes: Mapping[str, Outcome], able: Sequence[str]) -> Sequence[str]:
+    """The most of them that came to the same end; none where no two did, and others tried. One that does not tell where
+    it was goes with all.
+    """
+    groups = []
+    for which in able:
+        status, end = outcomes[which].status, outcomes[which].end
+        groups.append([who for who in able if outcomes[who].status == status and outcomes[who].end in (None, end)])
+    most = max(groups, key=len, default=[])
+    return most if len(most) > 1 or len(able) == 1 else []
+
+
+def _written(outcome: Outcome) -> str:
+    return " ".join(f"[{at:#x}]={data.hex()}" for at, data in outcome.writes)
 
 
 def _hex(value: int | None) -> str | None:
@@ -96,10 +117,6 @@ def _place(address: int | None, start: int) -> str | None:
     if address is None:
         return None
     return f"+{address - start:#x}" if start <= address <= start + 64 else f"{address:#x}"
-
-
-def _comparable(outcome: Outcome) -> bool:
-    return outcome.status in ("ok", "exception")
 
 
 def _status(outcome: Outcome) -> str | None:

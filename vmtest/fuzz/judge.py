@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from vmtest.compare.decoding import decoding
@@ -18,15 +18,15 @@ __all__ = ["Judge", "Verdict"]
 
 
 class Verdict(NamedTuple):
-    """Of one case. ``compared`` are the executors whose outcomes count; ``keys`` are the clusters it belongs to, and
-    ``limits`` what is put down to an executor's known limits instead. ``unclaimed`` is whether there was a difference
-    with an executor that does not say that it has what the case needs.
+    """Of one case. ``compared`` are the executors that could run it; ``keys`` are the clusters it belongs to, and
+    ``limits`` what is put down to an executor's known limits instead. ``unclaimed`` are those that differ, and do not
+    say that they have what the case needs: they do not count.
     """
 
     compared: Sequence[str]
     keys: Sequence[Key]
     limits: Sequence[Limit]
-    unclaimed: bool = False
+    unclaimed: Collection[str] = ()
 
 
 _OF_THE_LAST = frozenset(KINDS[: KINDS.index("memory")])
@@ -68,7 +68,7 @@ class Judge:
             if who in self._survey.able(needed(self._isa, _begun(case, decoded, [outcomes[who]]))):
                 form = _called([one.form for one in decoded])
                 keys.append(Key(self._isa, form, "decoding", self._labels[name], self._labels[who]))
-        return Verdict(told, keys, limits, unclaimed=claiming != able)
+        return Verdict(told, keys, limits, unclaimed={*able} - {*claiming})
 
     @staticmethod
     def _beyond_limits(

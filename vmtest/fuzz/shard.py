@@ -11,7 +11,7 @@ from vmtest.executors import Fleet
 from vmtest.forms import forms
 from vmtest.fuzz.finding import Finding, Key
 from vmtest.fuzz.generate import CHUNK, Generator
-from vmtest.fuzz.judge import Judge
+from vmtest.fuzz.judge import Judge, Verdict
 from vmtest.fuzz.minimise import minimise
 from vmtest.fuzz.survey import Survey
 from vmtest.model.case import Case, Outcome
@@ -87,7 +87,7 @@ class Shard:
             chunk.compared += 1
             chunk.forms.update(one.form for one in self._forms.decode(case.code, case.start))
             chunk.differing += bool(judged.keys or judged.limits)
-            chunk.unclaimed += judged.unclaimed
+            chunk.unclaimed += bool(judged.unclaimed)
             chunk.limits.update(f"{row.executor}: {row.what}" if row.executor else row.what for row in judged.limits)
         for case, key in found:
             self._count(*self._shortest(case, key), chunk)
@@ -107,13 +107,13 @@ class Shard:
             chunk.findings.append(finding)
         chunk.clusters[key] += 1
 
-    def _anew(self, case: Case, key: Key) -> tuple[Mapping[str, Outcome], Sequence[Key]]:
-        """What a case comes to, and its clusters, where the two have run nothing before: what one remembers of earlier
-        cases is no difference that could be shown again.
+    def _anew(self, case: Case, key: Key) -> tuple[Mapping[str, Outcome], Verdict]:
+        """What a case comes to, and what that is judged to be, where the two have run nothing before: what one
+        remembers of earlier cases is no difference that could be shown again.
         """
         self._fleet.renew(self._names(key))
         outcomes = {name: several[0] for name, several in self._fleet.run([case]).items()}
-        return outcomes, self._judge.judge(case, outcomes).keys
+        return outcomes, self._judge.judge(case, outcomes)
 
     def _shortest(self, case: Case, key: Key) -> tuple[Case, Key]:
         """The shortest run of its instructions that still has these two differ, in the same if possible, and the
@@ -160,17 +160,18 @@ class Shard:
             return (key in keys for keys in self._judged(cases, outcomes))
 
         small = minimise(case, same)
-        outcomes, keys = self._anew(small, key)
-        if key not in keys:  # it differed only behind those that were tried before
-            small, (outcomes, keys) = case, self._anew(case, key)
-        if key not in keys:
+        outcomes, judged = self._anew(small, key)
+        if key not in judged.keys:  # it differed only behind those that were tried before
+            small, (outcomes, judged) = case, self._anew(case, key)
+        if key not in judged.keys:
             return None
+        counting = {name: outcome for name, outcome in outcomes.items() if name not in judged.unclaimed}
         return Finding(
             key=key,
             case=small,
             first=case,
             text="; ".join(self._forms.text(small.code, small.start)),
-            verdict=verdict(aspects(small, outcomes, self._blind)),
+            verdict=verdict(aspects(small, counting, self._blind)),
             rule=self._forms.rule(key.form.rpartition(" ; ")[2], key.kind),
             said={name: outcome.as_dict(small.isa) for name, outcome in outcomes.items()},
             executors=self._descriptions,
