@@ -205,6 +205,21 @@ def test_the_smallest_case() -> None:
     assert minimise(small, same) == small
 
 
+@pytest.mark.parametrize("isa_name", ["x86_64", "x86_32", "aarch64", "arm"])
+def test_the_smallest_case_can_be_written(isa_name: str) -> None:
+    """No case that is tried on the way has bits that its line could not say: those that are no state of a program's."""
+    row, tried = isa(isa_name), list[Case]()
+    full = row.state({register.name: (1 << 8 * register.size) - 1 for register in row.registers})
+
+    def same(several: Sequence[Case]) -> list[bool]:
+        tried.extend(several)
+        return [len(tried) % 7 == 0 for _ in several]
+
+    minimise(Case(isa=row, code=b"\x90\x90\x90\x90", state=full), same)
+    assert len(tried) > 100
+    assert [case for case in tried if Case.parse(str(case)).state != case.state] == []
+
+
 def _finding(form: str = "add_rm64_r64", chunk: int = 0) -> Finding:
     return Finding(
         key=Key("x86_64", form, "flags", "unicorn", "native"),

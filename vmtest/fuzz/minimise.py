@@ -98,8 +98,8 @@ def _simpler(case: Case, same: Same) -> Case:
     """Values with fewer bits and bytes."""
     for register in case.isa.registers:
         if not _is_default(case, register):
-            place = case.isa.places[register.name]
-            while found := _first([_with(case, place, value) for value in _smaller(case.state[place])], same):
+            place, fixed = case.isa.places[register.name], case.isa.fixed.get(register.name, (0, 0))
+            while found := _first([_with(case, place, value) for value in _smaller(case.state[place], *fixed)], same):
                 case = found
     for number in range(len(case.memory)):
         while number < len(case.memory) and (found := _first(list(_smaller_patches(case, number)), same)):
@@ -111,14 +111,16 @@ def _with(case: Case, place: slice, value: bytes) -> Case:
     return replace(case, state=case.state[: place.start] + value + case.state[place.stop :])
 
 
-def _smaller(value: bytes) -> Iterator[bytes]:
-    """Each with fewer bits set than the one that is given, the simplest first."""
+def _smaller(value: bytes, mask: int = 0, kept: int = 0) -> Iterator[bytes]:
+    """Each with fewer bits set than the one that is given, the simplest first; bits of the mask are as they have to be
+    (Isa.fixed).
+    """
     number, size = int.from_bytes(value, "little"), len(value)
     tried = [1, *(number & (1 << bits) - 1 for bits in (8, 16, 32, 64) if bits < 8 * size)]
     tried += [number & ~(0xFFFFFFFF << at) for at in range(0, 8 * size, 32)]
     tried += [number & ~(0xFF << at) for at in range(0, 8 * size, 8)] if number.bit_count() < 24 or size <= 8 else []
     tried += [number & ~(1 << at) for at in range(8 * size) if number >> at & 1] if number.bit_count() <= 12 else []
-    for candidate in dict.fromkeys(tried):
+    for candidate in dict.fromkeys(candidate & ~mask | kept for candidate in tried):
         if candidate != number and (candidate.bit_count(), candidate) < (number.bit_count(), number):
             yield candidate.to_bytes(size, "little")
 

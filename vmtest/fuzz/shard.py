@@ -165,13 +165,15 @@ class Shard:
             small, (outcomes, judged) = case, self._anew(case, key)
         if key not in judged.keys:
             return None
-        counting = {name: outcome for name, outcome in outcomes.items() if name not in judged.unclaimed}
+        labels = {name: self._labels[name] for name in outcomes if name not in judged.unclaimed}
+        counting = {label: outcomes[name] for name, label in labels.items()}
+        blind = {label: self._blind[name] for name, label in labels.items()}
         return Finding(
             key=key,
             case=small,
             first=case,
             text="; ".join(self._forms.text(small.code, small.start)),
-            verdict=verdict(aspects(small, counting, self._blind)),
+            verdict=verdict(aspects(small, counting, blind)),
             rule=self._forms.rule(key.form.rpartition(" ; ")[2], key.kind),
             said={name: outcome.as_dict(small.isa) for name, outcome in outcomes.items()},
             executors=self._descriptions,

@@ -120,7 +120,7 @@ def _together(report: Report) -> list[tuple[str, int]]:
 def _row(finding: Finding) -> Sequence[Any]:
     case = str(finding.case).partition(" ")[2]
     shown = case if len(case) <= 60 else case[:57] + "..."
-    verdict = finding.verdict.partition(":")[0]
+    verdict = finding.verdict.partition(": ")[0]
     return finding.key.pair, finding.key.kind, finding.key.form, finding.seen, f"{finding.text}: {shown}", verdict
 
 
