@@ -94,6 +94,12 @@ def test_code_that_is_cut_off() -> None:
         ("480fafc3ae", {}),
         ("660fc8", {"rax": -1}),  # bswap ax
         ("d8c1", {"fsw": 0x4500}),  # fadd
+        ("d9f8 ftw=3 st0=0x3fff8000000000000000 st1=0x3fff8000000000000000", {}),  # fprem of 1 and 1
+        ("d9f8 ftw=0xc0 fsw=0x3000 st0=1 st1=0x3fff8000000000000000", {}),  # whose top is 6
+        ("d9f8 ftw=3 fsw=0x3000 st0=1 st1=0x3fff8000000000000000", {"fsw": 0x4300}),
+        ("d9f8 ftw=3 st0=0x3fff8000000000000000", {"fsw": 0x4300}),
+        ("d9f8 ftw=3 st0=0x7fffc000000000000000 st1=0x3fff8000000000000000", {"fsw": 0x4300}),
+        ("d9e8d9f8 ftw=3", {"fsw": 0x4700}),  # behind fld1, which leaves C2 undefined, too
         ("4801d8", {}),
     ],
 )

@@ -78,6 +78,18 @@ def test_registers_that_one_does_not_have() -> None:
     assert difference(multiply, _ok(multiply), _ok(multiply, rflags=0x203)) == Difference("flags", (("rflags", 1),))
 
 
+def test_what_a_jump_has_left_out_defines_nothing() -> None:
+    """Flags that are undefined before a jump may be so at the end, though what it has jumped over defines them."""
+    jump = _case("c1ef0575aa2c00 rdi=0x80")  # shr edi,5; jne, out of the case; sub al,0
+    out = Outcome(status="exception", state=jump.isa.state({"rflags": 0x202}), end=jump.start - 0x50, vector=14)
+    auxiliary = out._replace(state=jump.isa.state({"rflags": 0x212}))
+    carry = out._replace(state=jump.isa.state({"rflags": 0x203}))
+    assert difference(jump, out, auxiliary) is None
+    assert difference(jump, out, carry) == Difference("flags", (("rflags", 1),))
+    straight = replace(jump, code=bytes.fromhex("c1ef052c00"))
+    assert difference(straight, _ok(straight, rflags=0x202), _ok(straight, rflags=0x212)) is not None
+
+
 def test_limits_are_for_what_the_manual_demands() -> None:
     """A difference is put down to a known limit only where the other executor did what the manual says."""
     case = _case("0f2801 rcx=0x20000008")  # movaps from an address that is not aligned

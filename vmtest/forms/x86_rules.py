@@ -98,6 +98,25 @@ def _conditions(case: Case, one: Any) -> dict[str, int]:
     return {"fsw": 0x4500} if "fsw" in case.isa.places else {}
 
 
+def _quotient(case: Case, one: Any) -> dict[str, int]:
+    """C0, C1 and C3 are bits of a quotient, which there is none of where an operand is no number, infinite or empty, or
+    the divisor 0. What another instruction has made of them is not known.
+    """
+    if "fsw" not in case.isa.places:
+        return {}
+    values = case.isa.values(case.state)
+    top = values["fsw"] >> 11 & 7
+    are_there = all(values["ftw"] >> (top + at) % 8 & 1 and _is_finite(values[f"st{at}"]) for at in (0, 1))
+    divides = are_there and values["st1"] % (1 << 64) != 0
+    return {} if divides and one.len == len(case.code) else {"fsw": 0x4300}
+
+
+def _is_finite(value: int) -> bool:
+    """Whether that is a number that x87 has, and not infinite: SDM, volume 1, section 8.2."""
+    exponent = value >> 64 & 0x7FFF
+    return exponent == 0 or (exponent < 0x7FFF and value >> 63 & 1 == 1)
+
+
 UNDEFINED: Mapping[str, Callable[[Case, Any], dict[str, int]]] = {
     # SDM, volume 2, BSF and BSR: the destination is undefined where the source is 0 (APM: unchanged).
     "bsf": _bit_scan,
@@ -119,6 +138,9 @@ UNDEFINED: Mapping[str, Callable[[Case, Any], dict[str, int]]] = {
         " fyl2x fyl2xp1 fptan fsin fcos fsincos fstpnce ffreep fcomi fcomip fucomi fucomip",
         _conditions,
     ),
+    # SDM, volume 2, FPREM: what they hold is told of a quotient.
+    "fprem": _quotient,
+    "fprem1": _quotient,
 }
 """By mnemonic, the bits that a case leaves undefined, by register; flags are iced-x86's to say."""
 
