@@ -130,6 +130,7 @@ def test_what_is_undefined(line: str, undefined: dict[str, int]) -> None:
         ("df17 rdi=0x20001ffc", {"C1 of rounding"}),
         ("f30f7f07 rdi=0x20001ff8", {"wide", "over an edge"}),
         ("66f20f58c1", {"several prefixes"}),
+        ("f2f3ae", {"several prefixes", "repeated compare"}),
         ("66f20f38f1c0", set()),  # crc32 of 16 bits
         ("0f0dc7", {"prefetch of a register"}),
         ("f3a6 rcx=1", {"repeated compare", "two operands"}),

@@ -240,7 +240,7 @@ _OPEN = (
     Limit(
         executor="",
         isa="x86",
-        what="which of several mandatory prefixes counts",
+        what="which of several mandatory or repeat prefixes counts",
         kinds=ANY,
         cause="several prefixes",
         source="Intel SDM, volume 2, section 2.1.1: one of each group, and 66 with others before 0F is reserved",

@@ -81,7 +81,7 @@ def _of_one(case: Case, one: Any, code: bytes, bits: int) -> Iterator[str]:
         yield "privileged"
     if {0x26, 0x2E, 0x36, 0x3E} & set(prefixes):
         yield "segment override"
-    if code[len(prefixes) :][:1] == b"\x0f" and _is_ambiguous(one, prefixes):
+    if _is_ambiguous(one, prefixes, code[len(prefixes) :]):
         yield "several prefixes"
     if one.mnemonic == Mnemonic.RESERVEDNOP and code[len(prefixes) :][:2] == b"\x0f\x0d":
         yield "prefetch of a register"
@@ -126,10 +126,14 @@ def _is_prefix(byte: int, bits: int) -> bool:
     return byte in PREFIXES or (bits == 64 and byte >> 4 == 4)
 
 
-def _is_ambiguous(one: Any, prefixes: bytes) -> bool:
-    """Whether more than one prefix may be the one that its opcode needs: 66 may be its size of operands besides."""
+def _is_ambiguous(one: Any, prefixes: bytes, opcode: bytes) -> bool:
+    """Whether more than one prefix may be the one that it needs, or that repeats it: 66 may be its size of operands
+    besides.
+    """
+    if {0xF2, 0xF3} <= set(prefixes):
+        return True
     mandatory = {0x66, 0xF2, 0xF3} & set(prefixes)
-    return len(mandatory - {0x66}) > 1 or (len(mandatory) > 1 and one.op_code().operand_size != 16)
+    return opcode[:1] == b"\x0f" and len(mandatory) > 1 and one.op_code().operand_size != 16
 
 
 def _edges(isa: Isa) -> tuple[int, ...]:
