@@ -7,6 +7,7 @@ import traceback
 import warnings
 from importlib import import_module
 from importlib.metadata import version
+from keyword import iskeyword
 
 import click
 
@@ -24,6 +25,8 @@ COMMANDS = {
     "insn": "vmtest.cli.insn",
     "fuzz": "vmtest.cli.fuzz",
     "replay": "vmtest.cli.replay",
+    "import": "vmtest.cli.reproducers",
+    "reproducer": "vmtest.cli.reproducers",
 }
 
 
@@ -36,7 +39,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
+        command = getattr(import_module(COMMANDS[cmd_name]), f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name)
         assert isinstance(command, click.Command)
         return command
 

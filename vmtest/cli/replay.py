@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,46 +29,95 @@ __all__ = ["replay"]
 def replay(paths: Sequence[Path], executors: str | None, qemus: tuple[str, ...], first: bool, as_json: bool) -> int:
     """Run findings again, and say whether each is still there.
 
-    FINDING is a file that ``vmtest fuzz insn`` has written, or a folder of them.
+    FINDING is a file that ``vmtest fuzz insn`` has written (*.json), a reproducer of a device's crash (*.toml), or a
+    folder of them.
 
-    It is, where the same of the same form differs between the same two executors. On others than its own, and other
-    versions, it is where any two of them differ in that.
+    An instruction's is there where the same of the same form differs between the same two executors. On others than
+    its own, and other versions, it is where any two of them differ in that. A device's is where it ends QEMU: the
+    installed one, or one of --qemu.
 
     The exit code is 1 where one is still there, 0 where none is, 2 where a file could not be read, its executors are
     not to be had, or fewer than two of them can run it: the others are run all the same.
     """
+    files = [file for path in paths for file in _within(path)]
+    if not files:
+        raise UsageError(
+            f"there is no finding in {', '.join(map(str, paths))}", hint="they are *.json and *.toml files"
+        )
+    tally = _Tally(as_json=as_json)
+    _instructions([file for file in files if file.suffix != ".toml"], executors, qemus, first, tally)
+    _devices([file for file in files if file.suffix == ".toml"], qemus, tally)
+    if not as_json and tally.total:
+        told = tally.total - tally.untold
+        words = [f"{tally.there} of {told} are still there"] if told else []
+        words += [f"{tally.untold} could not be compared"] if tally.untold else []
+        click.echo(", ".join(words))
+    return 2 if tally.failed or tally.untold else int(bool(tally.there))
+
+
+@dataclass(kw_only=True)
+class _Tally:
+    """What has come of the findings: run, still there, not to be told; and files that failed."""
+
+    as_json: bool
+    total: int = 0
+    there: int = 0
+    untold: int = 0
+    failed: int = 0
+
+
+def _within(path: Path) -> list[Path]:
+    return sorted([*path.glob("*.json"), *path.glob("*.toml")]) if path.is_dir() else [path]
+
+
+def _instructions(
+    files: Sequence[Path], executors: str | None, qemus: tuple[str, ...], first: bool, tally: _Tally
+) -> None:
     from vmtest.cli.insn import names_of
     from vmtest.fuzz.again import again
     from vmtest.fuzz.finding import read
 
-    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
-    if not files:
-        raise UsageError(f"there is no finding in {', '.join(map(str, paths))}", hint="they are *.json files")
     groups: dict[tuple[str, ...], list[tuple[Path, Finding]]] = {}
-    there = total = failed = untold = 0
     for file in files:
         try:
             finding = read(file)
             names = names_of(executors or ",".join(finding.executors), finding.case.isa.name, qemus)
             groups.setdefault((finding.case.isa.name, *names), []).append((file, finding))
         except VmtestError as error:
-            failed += _told(error)
+            tally.failed += _told(error)
     for (_, *names), group in groups.items():
         cases = [(finding, finding.first if first else finding.case) for _, finding in group]
         try:
             results = again(cases, names)
         except VmtestError as error:
-            failed += _told(error, group[0][0])
+            tally.failed += _told(error, group[0][0])
             continue
         for (file, _), (finding, case), result in zip(group, cases, results, strict=True):
-            total, there = total + 1, there + bool(result.keys)
-            untold += _is_open(result)
-            click.echo(_as_json(file, case, result) if as_json else _as_text(file, finding, case, result))
-    if not as_json and total:
-        told = [f"{there} of {total - untold} are still there"] if total > untold else []
-        told += [f"{untold} could not be compared"] if untold else []
-        click.echo(", ".join(told))
-    return 2 if failed or untold else int(bool(there))
+            tally.total, tally.there = tally.total + 1, tally.there + bool(result.keys)
+            tally.untold += _is_open(result)
+            click.echo(_as_json(file, case, result) if tally.as_json else _as_text(file, finding, case, result))
+
+
+def _devices(files: Sequence[Path], qemus: tuple[str, ...], tally: _Tally) -> None:
+    from vmtest.cli.reproducers import run_again
+    from vmtest.devices.reproducer import read
+    from vmtest.host import find_emulator
+
+    for file in files:
+        try:
+            found = read(file)
+            ends = [run_again(found, find_emulator(binary)) for binary in (found.binary, *qemus)]
+        except VmtestError as error:
+            tally.failed += _told(error, None if str(file) in error.message else file)
+            continue
+        is_there = any(there for _, there in ends)
+        tally.total, tally.there = tally.total + 1, tally.there + is_there
+        if tally.as_json:
+            click.echo(json.dumps({"finding": str(file), "differs": is_there, "ends": [how for how, _ in ends]}))
+        else:
+            click.echo(
+                "\n".join([str(file), *([found.signature] if found.signature else []), *(h for h, _ in ends), ""])
+            )
 
 
 def _told(error: VmtestError, file: Path | None = None) -> int:

@@ -5,7 +5,7 @@ host is known, and start no process then.
 """
 
 from vmtest.host.accelerators import AccelStatus, choose, measure
-from vmtest.host.binaries import Qemu, find_qemu
+from vmtest.host.binaries import Qemu, find_emulator, find_qemu
 from vmtest.host.cpu import Virtualization, virtualization
 from vmtest.host.store import NotKnownYet, known_only
 from vmtest.host.system import host_arch, install_hint, require_linux
@@ -16,6 +16,7 @@ __all__ = [
     "Qemu",
     "Virtualization",
     "choose",
+    "find_emulator",
     "find_qemu",
     "host_arch",
     "install_hint",

@@ -14,10 +14,10 @@ from vmtest.deadline import Deadline
 from vmtest.errors import HostError, UsageError
 from vmtest.host import store
 from vmtest.host.system import host_arch, install_hint, require_linux
-from vmtest.model.arch import Arch
+from vmtest.model.arch import ARCHES, Arch
 from vmtest.model.arch import arch as arch_row
 
-__all__ = ["MINIMUM", "SANDBOX", "Qemu", "find_qemu", "parse_accels", "parse_version"]
+__all__ = ["MINIMUM", "SANDBOX", "Qemu", "find_emulator", "find_qemu", "parse_accels", "parse_version"]
 
 MINIMUM = (7, 2, 0)
 """The oldest QEMU that vmtest supports: Debian 12's."""
@@ -37,9 +37,10 @@ class Qemu:
     """A QEMU system emulator.
 
     ``path`` is absolute, without symbolic links. ``version`` is (major, minor, micro) and ``version_text`` the
-    whole of what it says of itself. ``arch`` names the row of ARCHES that it was looked up for. ``accels`` are
-    the accelerators that this build knows, which does not mean that they work here. ``sandbox`` says whether it
-    starts with ``-sandbox SANDBOX``. ``fingerprint`` changes when the file does: path, bytes, mtime in ns.
+    whole of what it says of itself. ``arch`` names the row of ARCHES that it was looked up for, or is what it says it
+    emulates where it was looked up for none. ``accels`` are the accelerators that this build knows, which does not mean
+    that they work here. ``sandbox`` says whether it starts with ``-sandbox SANDBOX``. ``fingerprint`` changes when the
+    file does: path, bytes, mtime in ns.
     """
 
     path: Path
@@ -71,30 +72,44 @@ def find_qemu(binary: str, arch: str, *, refresh: bool = False) -> Qemu:
     """
     require_linux()
     row = arch_row(arch)
-    path = _locate(binary or row.qemu, row)
+    return _known(_locate(binary or row.qemu, row), row, refresh=refresh)
+
+
+def find_emulator(binary: str) -> Qemu:
+    """That QEMU, by a name on PATH or a path, whatever it emulates. Raises as ``find_qemu``."""
+    require_linux()
+    row = next((row for row in ARCHES.values() if row.qemu == binary), None)
+    return _known(_locate(binary, row), None)
+
+
+def _known(path: Path, row: Arch | None, *, refresh: bool = False) -> Qemu:
     stat = path.stat()
     fingerprint = f"{path} {stat.st_size} {stat.st_mtime_ns}"
-    known = None if refresh else _KNOWN.get((fingerprint, row.name))
+    key = fingerprint, row.name if row else ""
+    known = None if refresh else _KNOWN.get(key)
     if known is None:
-        known = _KNOWN[fingerprint, row.name] = _described(path, row, fingerprint, refresh=refresh)
+        known = _KNOWN[key] = _described(path, row, fingerprint, refresh=refresh)
     return known
 
 
 _KNOWN: dict[tuple[str, str], Qemu] = {}
 
 
-def _locate(binary: str, row: Arch) -> Path:
+def _locate(binary: str, row: Arch | None) -> Path:
     if "/" not in binary:
         found = shutil.which(binary)
-        if found is None and binary == row.qemu and row.name == host_arch() and os.access(_ELSEWHERE, os.X_OK):
+        is_usual = row is not None and binary == row.qemu and row.name == host_arch()
+        if found is None and is_usual and os.access(_ELSEWHERE, os.X_OK):
             found = _ELSEWHERE
-        if found is None:
+        if found is None and row is not None:
             raise HostError(
                 f"{binary} is not on PATH: QEMU for {row.name} guests is not installed",
                 hint=install_hint(row.qemu_package, row.qemu),
             )
+        if found is None:
+            raise HostError(f"{binary} is not on PATH", hint="install the package of your distribution that has it")
         return Path(found).resolve()
-    hint = f"usual is {row.qemu}, from PATH"
+    hint = f"usual is {row.qemu}, from PATH" if row else "name one like qemu-system-x86_64"
     try:
         path = Path(binary).expanduser().resolve(strict=True)
         is_file = path.is_file()
@@ -108,7 +123,7 @@ def _locate(binary: str, row: Arch) -> Path:
     return path
 
 
-def _described(path: Path, row: Arch, fingerprint: str, *, refresh: bool) -> Qemu:
+def _described(path: Path, row: Arch | None, fingerprint: str, *, refresh: bool) -> Qemu:
     name = f"qemu {path}"
     key = {"fingerprint": fingerprint}
     facts = None if refresh else store.load(name, key)
@@ -125,7 +140,7 @@ def _described(path: Path, row: Arch, fingerprint: str, *, refresh: bool) -> Qem
     return qemu
 
 
-def _from_facts(facts: dict[str, Any], path: Path, row: Arch, fingerprint: str) -> Qemu | None:
+def _from_facts(facts: dict[str, Any], path: Path, row: Arch | None, fingerprint: str) -> Qemu | None:
     text, accels, sandbox = facts.get("version"), facts.get("accels"), facts.get("sandbox")
     version = parse_version(text) if isinstance(text, str) else None
     if version is None or not isinstance(text, str) or not isinstance(accels, list):
@@ -134,20 +149,20 @@ def _from_facts(facts: dict[str, Any], path: Path, row: Arch, fingerprint: str) 
         path=path,
         version=version,
         version_text=text,
-        arch=row.name,
+        arch=row.name if row else str(facts.get("target", "")),
         accels=tuple(map(str, accels)),
         sandbox=bool(sandbox),
         fingerprint=fingerprint,
     )
 
 
-def _check(qemu: Qemu, target: str, row: Arch) -> None:
+def _check(qemu: Qemu, target: str, row: Arch | None) -> None:
     if qemu.version < MINIMUM:
         raise HostError(
             f"{qemu.path} is QEMU {'.'.join(map(str, qemu.version))}, and vmtest needs 7.2 or later",
             hint="install a newer QEMU (Debian: from backports), or name one with --vm-qemu",
         )
-    if target and target not in (row.name, row.qemu.removeprefix("qemu-system-")):
+    if row and target and target not in (row.name, row.qemu.removeprefix("qemu-system-")):
         raise UsageError(
             f"{qemu.path} emulates {target}, and the guest is {row.name}",
             hint=f"usual for {row.name} is {row.qemu}",

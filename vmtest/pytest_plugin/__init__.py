@@ -8,6 +8,8 @@ from vmtest.errors import VmtestError
 from vmtest.pytest_plugin.fixtures import boot, guest, session_boot, template
 from vmtest.pytest_plugin.fuzzing import executors
 from vmtest.pytest_plugin.pooling import pytest_collection_finish, pytest_sessionfinish
+from vmtest.pytest_plugin.qtest import MARKER as QTEST_MARKER
+from vmtest.pytest_plugin.qtest import qtest
 from vmtest.pytest_plugin.reporting import (
     pytest_report_header,
     pytest_runtest_makereport,
@@ -26,6 +28,7 @@ __all__ = [
     "pytest_runtest_makereport",
     "pytest_sessionfinish",
     "pytest_terminal_summary",
+    "qtest",
     "session_boot",
     "template",
 ]
@@ -42,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
+    config.addinivalue_line("markers", QTEST_MARKER)
     try:
         config.stash[SETTINGS] = read_settings(config)
     except VmtestError as error:

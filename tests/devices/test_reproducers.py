@@ -1,0 +1,162 @@
+"""Reproducers: from upstream's here-documents, as files, run again, and back into upstream's forms."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vmtest.devices import reproducer as reproducers
+from vmtest.devices.access import Fill, Flush, In, Load, Out, SetLine, Store, Write
+from vmtest.devices.reproducer import Reproducer, from_shell, read
+from vmtest.devices.session import Board
+from vmtest.errors import UsageError
+
+VMTEST = Path(sys.executable).parent / "vmtest"
+
+# docs/specs/edu.rst of QEMU: DMA to where there is no buffer of the device. QEMU 7.2 ends by hw_error().
+EDU = """\
+Some words before it.
+
+cat << EOF | \\
+  ./build/qemu-system-x86_64 -display none -machine accel=qtest -M q35 \\
+    -nodefaults -device edu -m 32M -qtest stdio
+outl 0xcf8 0x80000810
+outl 0xcfc 0xe0000000
+outl 0xcf8 0x80000804
+outw 0xcfc 0x7
+writel 0xe0000088 0xffff0000
+writel 0xe0000090 0x4
+writel 0xe0000098 0x1
+clock_step
+EOF
+"""
+
+
+def _vmtest(*args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([VMTEST, *args], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, (done.stdout, done.stderr)
+    return done
+
+
+def test_from_a_report_and_back(tmp_path: Path) -> None:
+    """A here-document becomes a file with what it does to the QEMU here; that is there again when it is replayed, and
+    comes out as a here-document with the same operations.
+    """
+    script, made = tmp_path / "edu.sh", tmp_path / "edu.toml"
+    script.write_text(EDU)
+    assert "error" not in _vmtest("import", str(script), "--title", "DMA out of bounds").stderr
+    found = read(made)
+    assert found.signature.startswith("EDU: DMA range ")
+    assert (found.binary, found.title) == ("qemu-system-x86_64", "DMA out of bounds")
+    assert found.board.arguments == ("-M", "q35", "-nodefaults", "-device", "edu", "-m", "32M")
+    assert list(found.seen.values()) == [found.signature]
+    said = _vmtest("replay", str(tmp_path), code=1).stdout
+    assert "it is still there" in said
+    assert said.endswith("1 of 1 are still there\n")
+    again = from_shell(_vmtest("reproducer", str(made)).stdout)
+    assert (again.accesses, again.board) == (found.accesses, found.board)
+
+
+def test_what_is_there_no_more(tmp_path: Path) -> None:
+    """A crash that does not happen is gone; one of another signature is told as that."""
+    found = from_shell(EDU)
+    lives, other = tmp_path / "lives.toml", tmp_path / "other.toml"
+    lives.write_text(Reproducer(**{**vars(found), "accesses": found.accesses[:4], "signature": "x"}).dumps())
+    other.write_text(Reproducer(**{**vars(found), "signature": "hw/net/x.c f: y", "lockstep": True}).dumps())
+    assert "it is gone: QEMU lives" in _vmtest("replay", str(lives)).stdout
+    assert "it ends otherwise, at operation" in _vmtest("replay", str(other), code=1).stdout
+
+
+def test_files() -> None:
+    """All that a reproducer has survives its file."""
+    accesses = (Out(0xCF8, 1, 4), Flush(), Store(0x10, b'"\\\n'), SetLine("/machine/a[0]", "", 1, 0), Load(0, 4))
+    found = Reproducer(
+        binary="qemu-system-arm",
+        board=Board(arguments=("-M", "virt", "-device", 'a,b="c d"'), accel="tcg"),
+        accesses=accesses,
+        lockstep=True,
+        signature='hw/x.c f: a == "b\\c"',
+        title="ä",
+        seen={"7.2.0": "SIGSEGV", "10.0": ""},
+    )
+    assert Reproducer.parse(reproducers.tomllib.loads(found.dumps())) == found
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("format = 2", "format 2"),
+        ("", "no reproducer"),
+        ("format = 1\nbinary = 3", "is to be a str"),
+        ("format = 1\nbinary = 'q'", "no arguments and no operations"),
+        ("format = 1\nbinary = 'q'\narguments = '\"'\noperations = 'inb 0x80'", "no command line"),
+        ("format = 1\nbinary = 'q'\narguments = ''\noperations = 'inb'", "line 1 of its operations"),
+        ("format = 1\nbinary = 'q'\narguments = ''\noperations = 'inb 0x10000'", "ports are 0 to 0xffff"),
+        ("format = 1\nbinary = 'q'\narguments = ''\noperations = ''", "no operations"),
+        ("format = 1\nbinary = 'q'\narguments = ''\noperations = 'inb 1'\nlockstep = 'yes'", "is to be a bool"),
+        ("format = 1\nbinary = 'q'\narguments = ''\noperations = 'inb 1'\nseen = 3", "seen = 3"),
+        ("= nonsense", "not TOML"),
+    ],
+)
+def test_files_of_nonsense(tmp_path: Path, change: str, told: str) -> None:
+    """A file that was edited into nonsense is one clear error that names it, exit code 2, and no traceback."""
+    path = tmp_path / "bad.toml"
+    path.write_text(change)
+    with pytest.raises(UsageError, match=told) as raised:
+        read(path)
+    assert str(path) in raised.value.message
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    """What is no here-document, what QEMU does not take, and files that are not there: exit code 2, and why."""
+    script = tmp_path / "a.sh"
+    for text, told in (
+        ("echo hello", "no here-document for QEMU"),
+        (EDU.replace("outw 0xcfc 0x7", "outw 0x10cfc 0x7"), "ports are 0 to 0xffff"),
+        (EDU.replace("-device edu", "-device edo"), "'edo' is not a valid device model name"),
+        (EDU.replace("qemu-system-x86_64", "qemu-system-zx80"), "qemu-system-zx80 is not on PATH"),
+    ):
+        script.write_text(text)
+        done = _vmtest("import", str(script), code=2)
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
+    assert "cannot be read" in _vmtest("import", str(tmp_path / "nowhere"), code=2).stderr
+    assert "cannot be read" in _vmtest("reproducer", str(tmp_path / "nowhere.toml"), code=2).stderr
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_the_c_test_compiles(tmp_path: Path) -> None:
+    """The form in C is C, by the declarations that QEMU's libqtest.h has."""
+    accesses = (Out(0xCF8, 1, 4), In(0x80, 1), Write(0x10, 1 << 40, 8), Store(0, b"\0a1"), Fill(0, 4, 1), Load(0, 4))
+    found = from_shell(EDU)
+    text = Reproducer(**{**vars(found), "accesses": (*accesses, Flush()), "signature": "a: b"}).as_c("some-name")
+    (tmp_path / "qemu").mkdir()
+    (tmp_path / "qemu" / "osdep.h").write_text("#include <stdint.h>\n#include <stddef.h>\n")
+    (tmp_path / "libqtest.h").write_text(LIBQTEST)
+    (tmp_path / "test.c").write_text(text)
+    command = ["cc", "-Wall", "-Werror", "-fsyntax-only", "-I", str(tmp_path), str(tmp_path / "test.c")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    with pytest.raises(UsageError, match="C test"):
+        Reproducer(**{**vars(found), "accesses": (SetLine("p", "", 0, 1),)}).as_c()
+
+
+LIBQTEST = """
+typedef struct QTestState QTestState;
+QTestState *qtest_init(const char *extra_args);
+void qtest_quit(QTestState *s);
+uint8_t qtest_inb(QTestState *s, uint16_t addr);
+void qtest_outl(QTestState *s, uint16_t addr, uint32_t value);
+void qtest_writeq(QTestState *s, uint64_t addr, uint64_t value);
+void qtest_bufwrite(QTestState *s, uint64_t addr, const void *data, size_t size);
+void qtest_bufread(QTestState *s, uint64_t addr, void *data, size_t size);
+void qtest_memset(QTestState *s, uint64_t addr, uint8_t pattern, size_t size);
+void qtest_add_func(const char *name, void (*function)(void));
+void g_test_init(int *argc, char ***argv, ...);
+int g_test_run(void);
+#define NULL ((void *)0)
+"""

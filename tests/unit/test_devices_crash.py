@@ -1,0 +1,53 @@
+"""Crashes of QEMU by their words: signatures that stay the same from version to version, and ends that are no crash."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from vmtest.devices.crash import crash
+
+ABORT, SEGV, TRAP = -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGTRAP
+AHCI = "prep_size >= 0 && prep_size <= n * 512"
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "kind", "signature"),
+    [
+        (
+            ABORT,
+            f"qemu-system-x86_64: ../../hw/ide/core.c:921: ide_dma_cb: Assertion `{AHCI}' failed.",
+            "assertion",
+            f"hw/ide/core.c ide_dma_cb: {AHCI}",
+        ),
+        (
+            ABORT,
+            f"qemu-system-x86_64: ../hw/ide/core.c:934: void ide_dma_cb(void *, int): Assertion `{AHCI}' failed.",
+            "assertion",
+            f"hw/ide/core.c ide_dma_cb: {AHCI}",
+        ),
+        (
+            ABORT,
+            "**\nERROR:../../hw/net/e1000e_core.c:1283:e1000e_write: assertion failed: (size == 4)\nBail out!",
+            "assertion",
+            "hw/net/e1000e_core.c e1000e_write: (size == 4)",
+        ),
+        (
+            ABORT,
+            "ERROR:../hw/sd/sd.c:10:sd_read: code should not be reached",
+            "assertion",
+            "hw/sd/sd.c sd_read: code should not be reached",
+        ),
+        (ABORT, "qemu: hardware error: DMA range 0x0-0xff is bad\nCPU #0:\nEAX=00", "error", "DMA range N-N is bad"),
+        (TRAP, "qemu: GLib: ../../../glib/gmem.c:207: failed to allocate 4294967295 bytes", "memory", "out of memory"),
+        (SEGV, "", "signal", "SIGSEGV"),
+        (ABORT, "qemu: a warning", "abort", "SIGABRT"),
+        (0, "qemu: a warning", "exit", "status 0"),
+        (1, "", "exit", "status 1"),
+    ],
+)  # fmt: skip
+def test_signatures(code: int, words: str, kind: str, signature: str) -> None:
+    """File without the build's directories, function, expression; no line numbers, and no numbers of this run."""
+    found = crash(code, words, 3)
+    assert (found.kind, found.signature, found.done, found.is_clean) == (kind, signature, 3, kind == "exit")

@@ -1,0 +1,1 @@
+"""Devices of a machine whose CPU does not run, programmed by hand over qtest."""

@@ -1,0 +1,326 @@
+"""What is done to a device, as values, and the line that says each: that of the qtest protocol, which people read,
+paste and send upstream (system/qtest.c in QEMU).
+
+A line that QEMU cannot read ends it, which would be no finding. So what cannot be said is refused here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from vmtest.errors import UsageError
+
+__all__ = [
+    "FLUSH",
+    "PORTS",
+    "SIZES",
+    "Access",
+    "ClockSet",
+    "ClockStep",
+    "Fill",
+    "Flush",
+    "In",
+    "Intercept",
+    "Load",
+    "Out",
+    "Read",
+    "SetLine",
+    "Store",
+    "Write",
+    "encode",
+    "parse",
+]
+
+PORTS = 1 << 16
+SIZES = {1: "b", 2: "w", 4: "l", 8: "q"}
+"""Bytes of an access, and the letter for it; ports have no "q"."""
+MOST = 1 << 24
+"""Bytes that one operation may move: QEMU makes room for them all at once."""
+
+
+class In(NamedTuple):
+    """Read ``size`` bytes (1, 2 or 4) from an I/O port. Answered by their value."""
+
+    port: int
+    size: int
+
+
+class Out(NamedTuple):
+    """Write ``size`` bytes (1, 2 or 4) to an I/O port."""
+
+    port: int
+    value: int
+    size: int
+
+
+class Read(NamedTuple):
+    """Read ``size`` bytes (1, 2, 4 or 8) at a physical address, in one access. Answered by their value."""
+
+    address: int
+    size: int
+
+
+class Write(NamedTuple):
+    """Write ``size`` bytes (1, 2, 4 or 8) at a physical address, in one access."""
+
+    address: int
+    value: int
+    size: int
+
+
+class Load(NamedTuple):
+    """Read ``length`` bytes of memory. Answered by them."""
+
+    address: int
+    length: int
+
+
+class Store(NamedTuple):
+    """Write bytes to memory."""
+
+    address: int
+    data: bytes
+
+
+class Fill(NamedTuple):
+    """Write the same byte to memory, ``length`` times."""
+
+    address: int
+    length: int
+    byte: int
+
+
+class ClockStep(NamedTuple):
+    """Let ``ns`` nanoseconds of virtual time pass, None for up to the next timer: under the accelerator qtest alone."""
+
+    ns: int | None = None
+
+
+class ClockSet(NamedTuple):
+    """Let virtual time pass until it is ``ns`` nanoseconds: under the accelerator qtest alone."""
+
+    ns: int
+
+
+class Intercept(NamedTuple):
+    """Have interrupt lines of the device at a QOM path told: those that come in, or go out."""
+
+    path: str
+    is_out: bool = False
+
+
+class SetLine(NamedTuple):
+    """Raise or lower an input line of the device at a QOM path; ``name`` is "" for the lines that have none."""
+
+    path: str
+    name: str
+    number: int
+    level: int
+
+
+class Flush(NamedTuple):
+    """Wait until all that was sent before is done, and QEMU's main loop has run: part of a reproducer that is sent as
+    fast as QEMU takes it. Its line is a comment to others.
+    """
+
+
+Access = In | Out | Read | Write | Load | Store | Fill | ClockStep | ClockSet | Intercept | SetLine | Flush
+
+FLUSH = "# flush"
+
+
+def encode(access: Access) -> bytes:
+    """Its line, without a newline. Raises UsageError for what QEMU would not take."""
+    return _ENCODE[type(access)](access)
+
+
+def _refuse(access: Access, why: str) -> UsageError:
+    return UsageError(f"{access}: {why}")
+
+
+def _in(access: In) -> bytes:
+    port, size = access
+    if not 0 <= port < PORTS or size not in (1, 2, 4):
+        raise _refuse(access, "ports are 0 to 0xffff, and sizes 1, 2 and 4")
+    return b"in%c 0x%x" % (_LETTER[size], port)
+
+
+def _out(access: Out) -> bytes:
+    port, value, size = access
+    if not 0 <= port < PORTS or size not in (1, 2, 4) or not 0 <= value < 1 << 8 * size:
+        raise _refuse(access, "ports are 0 to 0xffff, sizes 1, 2 and 4, and values of that size")
+    return b"out%c 0x%x 0x%x" % (_LETTER[size], port, value)
+
+
+def _read(access: Read) -> bytes:
+    address, size = access
+    if not 0 <= address <= _TOP or size not in SIZES:
+        raise _refuse(access, "addresses have 64 bits, and sizes are 1, 2, 4 and 8")
+    return b"read%c 0x%x" % (_LETTER[size], address)
+
+
+def _write(access: Write) -> bytes:
+    address, value, size = access
+    if not 0 <= address <= _TOP or size not in SIZES or not 0 <= value < 1 << 8 * size:
+        raise _refuse(access, "addresses have 64 bits, sizes are 1, 2, 4 and 8, and values of that size")
+    return b"write%c 0x%x 0x%x" % (_LETTER[size], address, value)
+
+
+def _load(access: Load) -> bytes:
+    address, length = access
+    _check(access, address, length)
+    return b"read 0x%x 0x%x" % (address, length)
+
+
+def _store(access: Store) -> bytes:
+    address, data = access
+    _check(access, address, len(data))
+    return b"write 0x%x 0x%x 0x%b" % (address, len(data), data.hex().encode())
+
+
+def _fill(access: Fill) -> bytes:
+    address, length, byte = access
+    _check(access, address, length)
+    if not 0 <= byte < 256:
+        raise _refuse(access, "a byte has 8 bits")
+    return b"memset 0x%x 0x%x 0x%x" % (address, length, byte)
+
+
+def _check(access: Access, address: int, length: int) -> None:
+    if not 0 < length <= MOST or not 0 <= address <= _TOP - length + 1:
+        raise _refuse(access, f"it is of 1 to {MOST} bytes, and within 64 bits")
+
+
+def _step(access: ClockStep) -> bytes:
+    if access.ns is None:
+        return b"clock_step"
+    return b"clock_step %d" % _nanoseconds(access, access.ns)
+
+
+def _set(access: ClockSet) -> bytes:
+    return b"clock_set %d" % _nanoseconds(access, access.ns)
+
+
+def _nanoseconds(access: Access, ns: int) -> int:
+    if not 0 <= ns < 1 << 63:
+        raise _refuse(access, "times are of 63 bits")
+    return ns
+
+
+def _intercept(access: Intercept) -> bytes:
+    return f"irq_intercept_{'out' if access.is_out else 'in'} {_word(access, access.path)}".encode()
+
+
+def _line(access: SetLine) -> bytes:
+    path, name, number, level = access
+    if not (0 <= number < 1 << 31 and -(1 << 31) <= level < 1 << 31):
+        raise _refuse(access, "numbers and levels are of 31 bits")
+    return f"set_irq_in {_word(access, path)} {_word(access, name or _UNNAMED)} {number} {level}".encode()
+
+
+def _word(access: Access, text: str) -> str:
+    if not re.fullmatch(r"[!-~]+", text):
+        raise _refuse(access, "names have no spaces")
+    return text
+
+
+_TOP = (1 << 64) - 1
+_LETTER = {size: ord(letter) for size, letter in SIZES.items()}
+_UNNAMED = "unnamed-gpio-in"
+_ENCODE: dict[type, Callable[[Any], bytes]] = {
+    In: _in,
+    Out: _out,
+    Read: _read,
+    Write: _write,
+    Load: _load,
+    Store: _store,
+    Fill: _fill,
+    ClockStep: _step,
+    ClockSet: _set,
+    Intercept: _intercept,
+    SetLine: _line,
+    Flush: lambda access: FLUSH.encode(),
+}
+
+
+# -- out of lines ----------------------------------------------------------------------------------------------------
+
+
+def parse(line: str) -> Access:
+    """The operation that a line says. Raises UsageError for one that says none, or what QEMU would not take."""
+    if line.strip() == FLUSH:
+        return Flush()
+    words = line.split()
+    try:
+        access = _DECODE[words[0]](*words[1:])
+    except (KeyError, IndexError):
+        raise UsageError(
+            f"{line.strip()[:80]!r} is no operation of qtest", hint=f"known: {', '.join(_DECODE)}"
+        ) from None
+    except (TypeError, ValueError):
+        raise UsageError(f"{line.strip()[:80]!r}: its words are not those that {words[0]} takes") from None
+    encode(access)
+    return access
+
+
+def _number(text: str) -> int:
+    """As QEMU reads it: base 16 behind 0x, 8 behind 0, else 10."""
+    if re.fullmatch(r"0[0-7]+", text):
+        return int(text, 8)
+    return int(text, 0)
+
+
+def _written(address: str, length: str, data: str) -> Store:
+    if not data.startswith("0x"):
+        raise ValueError
+    # As QEMU does it: what is missing is zero, and what is too much is not taken.
+    size = _number(length)
+    if not 0 < size <= MOST:
+        raise ValueError
+    return Store(_number(address), bytes.fromhex(data[2:][: 2 * size].ljust(2 * size, "0")))
+
+
+def _decoded(address: str, length: str, data: str) -> Store:
+    import base64
+
+    size = _number(length)
+    return Store(_number(address), base64.b64decode(data, validate=True)[:size].ljust(size, b"\0"))
+
+
+def _of_ports(size: int) -> dict[str, Callable[..., Access]]:
+    return {
+        f"in{SIZES[size]}": lambda port: In(_number(port), size),
+        f"out{SIZES[size]}": lambda port, value: Out(_number(port), _number(value) % (1 << 8 * size), size),
+    }
+
+
+def _of_memory(size: int) -> dict[str, Callable[..., Access]]:
+    return {
+        f"read{SIZES[size]}": lambda address: Read(_number(address), size),
+        f"write{SIZES[size]}": lambda address, value: Write(_number(address), _number(value) % (1 << 8 * size), size),
+    }
+
+
+_DECODE: dict[str, Callable[..., Access]] = {
+    **_of_ports(1),
+    **_of_ports(2),
+    **_of_ports(4),
+    **_of_memory(1),
+    **_of_memory(2),
+    **_of_memory(4),
+    **_of_memory(8),
+    "read": lambda address, length: Load(_number(address), _number(length)),
+    "b64read": lambda address, length: Load(_number(address), _number(length)),
+    "write": _written,
+    "b64write": _decoded,
+    "memset": lambda address, length, byte: Fill(_number(address), _number(length), _number(byte) & 0xFF),
+    "clock_step": lambda ns=None: ClockStep(None if ns is None else _number(ns)),
+    "clock_set": lambda ns: ClockSet(_number(ns)),
+    "irq_intercept_in": lambda path: Intercept(path),
+    "irq_intercept_out": lambda path: Intercept(path, is_out=True),
+    "set_irq_in": lambda path, name, number, level: SetLine(
+        path, "" if name == _UNNAMED else name, _number(number), _number(level)
+    ),
+}

@@ -1,0 +1,67 @@
+"""What a device stands on: a drive, a network, a sound card. Each leads nowhere, and is added where it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vmtest.devices.session import Board, Session
+from vmtest.errors import QmpError, UsageError
+from vmtest.host import Qemu
+
+__all__ = ["BACKENDS", "device_arguments", "properties"]
+
+BACKENDS: Mapping[str, tuple[str, str]] = {
+    "netdev": ("-netdev", "hubport,id={id},hubid=0"),
+    "drive": ("-drive", "if=none,id={id},file=null-co://,file.read-zeroes=on,format=raw"),
+    "audiodev": ("-audiodev", "none,id={id}"),
+    "chardev": ("-chardev", "null,id={id}"),
+    "rng": ("-object", "rng-builtin,id={id}"),
+    "memdev": ("-object", "memory-backend-ram,id={id},size=1M"),
+    "cryptodev": ("-object", "cryptodev-backend-builtin,id={id}"),
+}
+"""By a device's property, QEMU's arguments for what it is to be given: one that nothing gets out of."""
+
+_KNOWN: dict[tuple[str, str], Mapping[str, str]] = {}
+
+
+def properties(kind: str, qemu: Qemu) -> Mapping[str, str]:
+    """The properties of a device type, each with its type. Raises UsageError for one that this QEMU does not know,
+    with the names that are nearest.
+    """
+    key = qemu.fingerprint, kind
+    if key not in _KNOWN:
+        with Session(Board(arguments=("-M", "none")), qemu) as session:
+            try:
+                rows = session.qmp.execute("device-list-properties", typename=kind)
+            except QmpError:
+                raise UsageError(f"{qemu.path.name} has no device {kind!r}", hint=_nearest(kind, session)) from None
+            _KNOWN[key] = {row["name"]: row["type"] for row in rows}
+    return _KNOWN[key]
+
+
+def _nearest(kind: str, session: Session) -> str:
+    from difflib import get_close_matches
+
+    rows = session.qmp.execute("qom-list-types", implements="device", abstract=False)
+    close = get_close_matches(kind, [row["name"] for row in rows], n=5, cutoff=0.5)
+    return f"such as {', '.join(close)}" if close else f"{session.qemu.path.name} -device help lists them"
+
+
+def device_arguments(kind: str, qemu: Qemu, number: int, given: Mapping[str, object]) -> list[str]:
+    """QEMU's arguments for a device with these properties, and for what it stands on where that is not given."""
+    has = properties(kind, qemu)
+    if unknown := [name for name in given if name not in has]:
+        raise UsageError(f"{kind} has no property {unknown[0]!r}", hint=f"it has: {', '.join(sorted(has))}")
+    words, said = list[str](), dict[str, object](given)
+    for name, (option, value) in BACKENDS.items():
+        if name in has and name not in given:
+            words += [option, value.format(id=f"{name}{number}")]
+            said[name] = f"{name}{number}"
+    options = ",".join([kind, *(f"{name}={_said(value)}" for name, value in said.items())])
+    return [*words, "-device", options]
+
+
+def _said(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value).replace(",", ",,")

@@ -1,0 +1,72 @@
+"""How a QEMU ended, by what it has left: its signature, which is the same for all versions and line numbers."""
+
+from __future__ import annotations
+
+import re
+import signal
+from typing import NamedTuple
+
+__all__ = ["Crash", "crash"]
+
+
+class Crash(NamedTuple):
+    """``kind`` is "assertion", "abort", "signal", "hang", "memory", "sanitizer", "error" or "exit". ``signature`` says
+    what it was, ``words`` are QEMU's own. ``done`` is how many operations were answered before.
+    """
+
+    kind: str
+    signature: str
+    words: str
+    done: int
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether QEMU has ended by itself, in order: that is no crash."""
+        return self.kind == "exit"
+
+
+_RULES = (
+    # glibc's assert()
+    ("assertion", re.compile(r"(?P<file>[^\s:]+\.\w+):\d+: (?P<where>.+?): Assertion [`'](?P<what>.+)' failed")),
+    # GLib's g_assert() and g_assert_not_reached()
+    (
+        "assertion",
+        re.compile(
+            r"ERROR:(?P<file>[^\s:]+):\d+:(?P<where>\w+): (?:assertion failed:? ?(?P<what>.*)|(?P<other>code .+))"
+        ),
+    ),
+    ("sanitizer", re.compile(r"(?P<what>\w+Sanitizer: [\w-]+).*?#\d+ 0x\w+ in (?P<where>\w+) (?P<file>\S+?):", re.S)),
+    ("sanitizer", re.compile(r"(?P<file>[^\s:]+):\d+:\d+: runtime error: (?P<what>.+)")),
+    ("error", re.compile(r"hardware error: (?P<what>.+)")),
+    ("memory", re.compile(r"(?:failed to allocate|Cannot allocate|out of memory)(?P<what>)")),
+)
+
+
+def crash(exit_code: int, words: str, done: int) -> Crash:
+    """What an exit code (less than zero for a signal) and the standard error of a QEMU come to."""
+    for kind, rule in _RULES:
+        if found := rule.search(words):
+            said = found.groupdict("")
+            where = " ".join(part for part in (_file(said.get("file", "")), _function(said.get("where", ""))) if part)
+            what = _plain(said.get("what") or said.get("other", ""))
+            return Crash(kind, ": ".join(part for part in (where, what) if part) or "out of memory", words, done)
+    if exit_code >= 0:
+        return Crash("exit", f"status {exit_code}", words, done)
+    name = signal.Signals(-exit_code).name
+    return Crash("abort" if name == "SIGABRT" else "signal", name, words, done)
+
+
+def _file(path: str) -> str:
+    """Without the directories that a build adds in front."""
+    return re.sub(r"^.*?(?=(?:hw|include|util|system|softmmu|target|accel|migration|net|audio|block|ui)/)", "", path)
+
+
+def _function(text: str) -> str:
+    """The name alone: some compilers give the whole signature."""
+    found = re.search(r"(\w+)\(", text)
+    return found[1] if found else text
+
+
+def _plain(text: str) -> str:
+    """Without numbers that are of this run."""
+    return re.sub(r"\b0x[0-9a-fA-F]+\b|\b\d{4,}\b", "N", text.strip())

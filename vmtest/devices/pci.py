@@ -1,0 +1,257 @@
+"""PCI devices without firmware: found by asking QEMU, their BARs mapped by us.
+
+Configuration space: PCI Local Bus Specification 3.0, chapter 6. On x86 it is reached by ports (section 3.2.2.3.2),
+elsewhere by memory (ECAM: PCI Express Base Specification, section 7.2.2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vmtest.devices.access import In, Out, Read, Write
+from vmtest.devices.session import Session
+from vmtest.errors import HostError, UsageError
+
+__all__ = ["Bar", "Pci", "PciBus", "Region"]
+
+COMMAND, BAR0, ROM = 0x04, 0x10, 0x30
+ENABLED = 7
+"""In the command register: ports, memory, and the device as a bus master."""
+_CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC
+_PREFETCH_LARGE = 64 << 20
+_X86 = ("x86_64", "i386")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """What QEMU's ``query-pci`` says of a BAR: number 6 is the expansion ROM. ``size`` is in bytes."""
+
+    number: int
+    is_port: bool
+    size: int
+    is_wide: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Windows:
+    """Where BARs can be mapped: (first, last) of ports and memory, and where ports are in memory, where they are."""
+
+    ports: tuple[int, int]
+    memory: tuple[int, int]
+    wide: tuple[int, int]
+    ports_at: int | None = None
+    config_at: int | None = None
+
+
+class Bar:
+    """A BAR that is mapped; offsets are from its beginning. Reads return the value, ``read`` the bytes."""
+
+    def __init__(self, bus: PciBus, region: Region, address: int) -> None:
+        self._bus, self.region, self.address = bus, region, address
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.region.size
+
+    def get(self, offset: int, size: int) -> int:
+        """The value of ``size`` bytes (1, 2 or 4; 8 but for ports)."""
+        return self._bus.get(self._at(offset, size), size, self.region.is_port)
+
+    def put(self, offset: int, value: int, size: int) -> None:
+        """Write ``size`` bytes."""
+        self._bus.put(self._at(offset, size), value, size, self.region.is_port)
+
+    def _at(self, offset: int, size: int) -> int:
+        if not 0 <= offset <= self.size - size:
+            raise UsageError(f"BAR {self.region.number} has {self.size:#x} bytes: {size} at {offset:#x} are not in it")
+        return self.address + offset
+
+    def readb(self, offset: int) -> int:
+        """8 bits."""
+        return self.get(offset, 1)
+
+    def readw(self, offset: int) -> int:
+        """16 bits."""
+        return self.get(offset, 2)
+
+    def readl(self, offset: int) -> int:
+        """32 bits."""
+        return self.get(offset, 4)
+
+    def readq(self, offset: int) -> int:
+        """64 bits."""
+        return self.get(offset, 8)
+
+    def writeb(self, offset: int, value: int) -> None:
+        """8 bits."""
+        self.put(offset, value, 1)
+
+    def writew(self, offset: int, value: int) -> None:
+        """16 bits."""
+        self.put(offset, value, 2)
+
+    def writel(self, offset: int, value: int) -> None:
+        """32 bits."""
+        self.put(offset, value, 4)
+
+    def writeq(self, offset: int, value: int) -> None:
+        """64 bits."""
+        self.put(offset, value, 8)
+
+
+class Pci:
+    """A device function on bus 0. ``regions`` are its BARs by number."""
+
+    def __init__(self, bus: PciBus, kind: str, slot: int, function: int, facts: Mapping[str, Any]) -> None:
+        self._bus = bus
+        self.kind, self.slot, self.function = kind, slot, function
+        self.vendor, self.device = int(facts["id"]["vendor"]), int(facts["id"]["device"])
+        self.regions = {region.number: region for region in map(_region, facts["regions"])}
+        self._mapped: dict[int, Bar] = {}
+
+    def __repr__(self) -> str:
+        return f"{self.kind or 'device'} {self.vendor:04x}:{self.device:04x} at {self.slot:02x}.{self.function}"
+
+    def config(self, offset: int, size: int = 4) -> int:
+        """What is in its configuration space."""
+        return self._bus.config(self.slot, self.function, offset, size)
+
+    def set_config(self, offset: int, value: int, size: int = 4) -> None:
+        """Write to its configuration space."""
+        self._bus.set_config(self.slot, self.function, offset, value, size)
+
+    def enable(self) -> None:
+        """Map all its BARs but the ROM, and let it be reached, and reach memory."""
+        for region in sorted(self.regions.values(), key=lambda region: -region.size):
+            if region.number < 6 and region.number not in self._mapped:
+                address = self._bus.place(region)
+                self.set_config(BAR0 + 4 * region.number, address & 0xFFFFFFFF)
+                if region.is_wide:
+                    self.set_config(BAR0 + 4 * region.number + 4, address >> 32)
+                self._mapped[region.number] = Bar(self._bus, region, address)
+        self.set_config(COMMAND, ENABLED, 2)
+
+    def bar(self, number: int) -> Bar:
+        """A BAR, mapped. Raises UsageError for one that it has not."""
+        if number not in self.regions:
+            raise UsageError(f"{self} has no BAR {number}", hint=f"it has: {', '.join(map(str, self.regions))}")
+        if number not in self._mapped:
+            raise UsageError(f"BAR {number} of {self} is not mapped", hint="enable() first; the ROM is never mapped")
+        return self._mapped[number]
+
+
+class PciBus:
+    """Bus 0 of a machine. ``devices`` are all that is on it."""
+
+    def __init__(self, session: Session) -> None:
+        """Raises HostError for a machine that has no PCI bus, or one of which we do not know how to reach it."""
+        self._session = session
+        self._windows = _windows(session)
+        self._next = {"ports": self._windows.ports[0], "memory": self._windows.memory[0], "wide": self._windows.wide[0]}
+        buses = session.qmp.execute("query-pci")
+        kinds = _kinds(session)
+        self.devices = [
+            Pci(self, kinds.get((row["slot"], row["function"]), ""), row["slot"], row["function"], row)
+            for bus in buses[:1]
+            for row in bus["devices"]
+        ]
+
+    def find(self, kind: str) -> Pci:
+        """The device of that QEMU type. Raises UsageError where there is none."""
+        for device in self.devices:
+            if device.kind == kind:
+                return device
+        raise UsageError(f"there is no {kind} on the PCI bus", hint=f"there are: {', '.join(map(repr, self.devices))}")
+
+    def place(self, region: Region) -> int:
+        """An address for it. Raises HostError where there is no room."""
+        kind = "ports" if region.is_port else "wide" if region.is_wide and region.size > _PREFETCH_LARGE else "memory"
+        first = -(-self._next[kind] // region.size) * region.size
+        if first + region.size - 1 > getattr(self._windows, kind)[1]:
+            raise HostError(f"there is no room for a BAR of {region.size:#x} bytes")
+        self._next[kind] = first + region.size
+        return first
+
+    def config(self, slot: int, function: int, offset: int, size: int) -> int:
+        """What is in a function's configuration space."""
+        if (at := self._ecam(slot, function, offset)) is not None:
+            return self._session.number(Read(at, size))
+        self._session.ask(_select(slot, function, offset))
+        return self._session.number(In(_CONFIG_DATA + (offset & 3), size))
+
+    def set_config(self, slot: int, function: int, offset: int, value: int, size: int) -> None:
+        """Write to a function's configuration space."""
+        if (at := self._ecam(slot, function, offset)) is not None:
+            self._session.ask(Write(at, value, size))
+        else:
+            self._session.ask(_select(slot, function, offset))
+            self._session.ask(Out(_CONFIG_DATA + (offset & 3), value, size))
+
+    def _ecam(self, slot: int, function: int, offset: int) -> int | None:
+        base = self._windows.config_at
+        return None if base is None else base + (slot << 15 | function << 12 | offset)
+
+    def get(self, address: int, size: int, is_port: bool) -> int:
+        """What is at an address of a BAR."""
+        if not is_port:
+            return self._session.number(Read(address, size))
+        at = self._windows.ports_at
+        return self._session.number(In(address, size) if at is None else Read(at + address, size))
+
+    def put(self, address: int, value: int, size: int, is_port: bool) -> None:
+        """Write to an address of a BAR."""
+        at = self._windows.ports_at
+        if not is_port:
+            self._session.ask(Write(address, value, size))
+        else:
+            self._session.ask(Out(address, value, size) if at is None else Write(at + address, value, size))
+
+
+def _select(slot: int, function: int, offset: int) -> Out:
+    return Out(_CONFIG_ADDRESS, 1 << 31 | slot << 11 | function << 8 | offset & 0xFC, 4)
+
+
+def _region(row: Mapping[str, Any]) -> Region:
+    return Region(
+        number=int(row["bar"]),
+        is_port=row["type"] == "io",
+        size=int(row["size"]),
+        is_wide=bool(row.get("mem_type_64", False)),
+    )
+
+
+def _kinds(session: Session) -> Mapping[tuple[int, int], str]:
+    """By slot and function on bus 0, the QEMU type of each device."""
+    found = {}
+    for path in ("/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached", "/machine"):
+        for row in session.qmp.execute("qom-list", path=path):
+            if not (kind := re.fullmatch(r"child<(.+)>", row["type"])):
+                continue
+            at = f"{path}/{row['name']}"
+            names = {prop["name"] for prop in session.qmp.execute("qom-list", path=at)}
+            if {"addr", "parent_bus", "romfile"} <= names:
+                devfn = session.qmp.execute("qom-get", path=at, property="addr")
+                found[devfn >> 3, devfn & 7] = kind[1]
+    return found
+
+
+def _windows(session: Session) -> _Windows:
+    if session.qemu.arch in _X86:
+        return _Windows(ports=(0xC000, 0xFEFF), memory=(0xE0000000, 0xFEBFFFFF), wide=(1 << 35, (1 << 36) - 1))
+    tree = session.qmp.execute("human-monitor-command", command_line="info mtree")
+    where = {
+        name: (int(first, 16), int(last, 16))
+        for first, last, name in re.findall(
+            r"([0-9a-f]{16})-([0-9a-f]{16}) \(prio \S+, \S+\): (?:alias )?([\w-]+)", tree
+        )
+    }
+    try:
+        config, memory, ports = where["pcie-ecam"], where["pcie-mmio"], where["gpex_ioport"]
+    except KeyError as error:
+        raise HostError(f"this machine has no PCI bus that is known here: no {error.args[0]}") from None
+    wide = where.get("pcie-mmio-high", memory)
+    return _Windows(ports=(0x1000, 0xFFFF), memory=memory, wide=wide, ports_at=ports[0], config_at=config[0])

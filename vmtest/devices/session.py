@@ -1,0 +1,261 @@
+"""A machine whose CPU does not run: its devices are programmed from here, and its end is told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from vmtest.deadline import Deadline
+from vmtest.devices.access import Access, ClockSet, ClockStep, Flush, In, Load, Read, encode
+from vmtest.devices.crash import Crash, crash
+from vmtest.errors import HostError, QemuDied, UsageError
+from vmtest.host import Qemu
+from vmtest.qemu.process import Process
+from vmtest.qemu.qmp import Event, Qmp
+from vmtest.qemu.qtest import Interrupt, Qtest, QtestEnded
+from vmtest.workdir import Workdir
+
+__all__ = ["Board", "Done", "Session"]
+
+PATIENCE = 1.0
+"""Seconds of silence after which a QEMU is looked at."""
+HANG = 3.0
+"""Seconds of CPU time that it may use for one operation."""
+LOST = 20.0
+"""Seconds that it may do nothing at all."""
+MEMORY = 4 << 30
+"""Bytes of address space that it may have, beside its guest's memory."""
+STEP, LONGEST = 0.2, 1.0
+"""Seconds that pass for a step of the clock up to the next timer, and at most for one of a given length, where the
+build has no accelerator qtest."""
+HALTED = b"\xf4" * (64 << 10)
+"""Firmware of an x86 machine whose CPU halts at its first instruction, with interrupts off: it costs nothing, and the
+machine is running, so that timers run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """A machine by QEMU's own ``arguments``, such as ``("-M", "q35", "-device", "edu")``.
+
+    ``accel`` is "qtest" where the build has that accelerator (time passes as it is told to), else "tcg" or "kvm".
+    """
+
+    arguments: tuple[str, ...]
+    accel: str = ""
+
+    @classmethod
+    def parse(cls, text: str, *, accel: str = "") -> Self:
+        """Of a line for a shell. Raises UsageError for one that a shell would not take."""
+        try:
+            return cls(arguments=tuple(shlex.split(text)), accel=accel)
+        except ValueError as error:
+            raise UsageError(f"{text!r} is no command line: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What has come of operations: ``replies`` are a number of In and Read, bytes of Load, and None of the others, as
+    far as they were answered; ``crash`` is how QEMU ended, None where it lives.
+    """
+
+    replies: Sequence[int | bytes | None]
+    crash: Crash | None = None
+
+
+class Session:
+    """A QEMU that waits for operations; use it as a context manager.
+
+    ``interrupts`` are the lines that were raised and lowered, of devices that were intercepted.
+    """
+
+    def __init__(self, board: Board, qemu: Qemu, *, memory: int = MEMORY) -> None:
+        """Start it. Raises HostError with QEMU's own words where it does not come up."""
+        self.board, self.qemu = board, qemu
+        self.accel = board.accel or ("qtest" if "qtest" in qemu.accels else "tcg")
+        self._directory = Workdir()
+        self.events: list[Event] = []
+        pairs = {name: socket.socketpair() for name in ("qtest", "qmp")}
+        try:
+            with contextlib.ExitStack() as theirs:
+                ends = {name: theirs.enter_context(pair[1]).fileno() for name, pair in pairs.items()}
+                command = self._command(ends, theirs)
+                self.process = Process(
+                    ("prlimit", f"--as={memory}", "--core=0", *command),
+                    stderr=self._directory.path / "qemu.stderr",
+                    environment=self._directory.environment,
+                    pass_fds=[*ends.values(), *self._inherited],
+                )
+            self.qtest = Qtest(pairs["qtest"][0], patience=PATIENCE, goes_on=self._goes_on)
+            self.qmp = Qmp(pairs["qmp"][0], on_event=self.events.append, deadline=Deadline(LOST))
+        except BaseException as error:
+            for pair in pairs.values():
+                pair[0].close()
+            self._explain(error)
+            raise
+
+    def _command(self, ends: Mapping[str, int], theirs: contextlib.ExitStack) -> tuple[str, ...]:
+        self._inherited, self._is_halted = list[int](), self.accel == "qtest"
+        words = [str(self.qemu.path), *self.board.arguments, "-display", "none"]
+        words += ["-accel", self.accel]
+        if self.accel != "qtest":
+            if self.qemu.arch in ("x86_64", "i386"):
+                firmware = os.memfd_create("halted", os.MFD_CLOEXEC)
+                theirs.callback(os.close, firmware)
+                os.write(firmware, HALTED)
+                self._inherited, self._is_halted = [firmware], True
+                words += ["-bios", f"/proc/self/fd/{firmware}"]
+            else:
+                words += ["-S"]
+        words += ["-chardev", f"socket,id=vmtest-qtest,fd={ends['qtest']}"]
+        words += ["-object", "qtest,id=vmtest,chardev=vmtest-qtest,log=/dev/null"]
+        words += ["-no-shutdown", "-action", "panic=none"]
+        words += ["-chardev", f"socket,id=vmtest-qmp,fd={ends['qmp']}", "-mon", "chardev=vmtest-qmp,mode=control"]
+        return tuple(words)
+
+    def _explain(self, error: BaseException) -> None:
+        """It did not come up: if it has ended, its own words say why."""
+        process = getattr(self, "process", None)
+        code = process.wait(Deadline(1)) if process is not None and isinstance(error, HostError) else None
+        words = process.stderr if process is not None else ""
+        command = shlex.join(process.command) if process is not None else ""
+        self.close()
+        if code is not None:
+            raise HostError(
+                f"QEMU does not start with these arguments (exit status {code})",
+                evidence={"QEMU stderr": words, "QEMU command line": command},
+            ) from None
+
+    @property
+    def interrupts(self) -> Sequence[Interrupt]:
+        """See the class."""
+        return self.qtest.interrupts
+
+    def run(self, accesses: Sequence[Access], *, lockstep: bool = False, settle: float = 0.0) -> Done:
+        """Do operations: as fast as QEMU takes them, so that its main loop need not run between two, or in
+        ``lockstep``, each when the last one has been answered. Then wait ``settle`` seconds: timers and what the main
+        loop has to do may still end QEMU. Raises UsageError for what cannot be said, and HostError
+        where QEMU refuses an operation, such as one of the clock.
+        """
+        replies: list[bytes] = []
+        try:
+            for piece in _pieces(accesses, lockstep, has_clock=self.accel == "qtest"):
+                self._used, self._since = self.process.cpu_seconds(), time.monotonic()
+                if isinstance(piece, float):
+                    self._let_pass(piece)
+                    replies.append(b"OK")
+                else:
+                    replies += self.qtest.run(piece)
+            self.qtest.idle(settle)
+        except QtestEnded as ended:
+            replies += ended.replies
+            return Done(replies=self._values(accesses, replies), crash=self._end(len(replies), ended.is_silent))
+        return Done(replies=self._values(accesses, replies))
+
+    def ask(self, access: Access) -> int | bytes | None:
+        """One operation, and its answer. Raises QemuDied where it ends QEMU, and as ``run``."""
+        done = self.run((access,))
+        if done.crash:
+            raise QemuDied(
+                f"{encode(access).decode()[:80]} has ended QEMU: {done.crash.kind}: {done.crash.signature}",
+                exit_code=self.process.returncode or 0,
+                evidence=self.evidence(),
+            )
+        return done.replies[0]
+
+    def number(self, access: In | Read) -> int:
+        """What is read."""
+        value = self.ask(access)
+        assert isinstance(value, int)
+        return value
+
+    def _goes_on(self) -> bool:
+        """Whether a QEMU that is silent may still answer: it has not worked for long, nor slept for longer."""
+        return self.process.cpu_seconds() - self._used < HANG and time.monotonic() - self._since < LOST
+
+    def _let_pass(self, seconds: float) -> None:
+        """Let the machine's timers run for so long; one that was not started is, meanwhile."""
+        if not self._is_halted:
+            self.qmp.execute("cont")
+        self.qtest.idle(seconds)
+        if not self._is_halted:
+            self.qmp.execute("stop")
+
+    def _end(self, done: int, is_silent: bool) -> Crash:
+        """How it has ended, or is ended now."""
+        if is_silent:
+            used = self.process.cpu_seconds() - self._used
+            self.process.kill()
+            if used < HANG:
+                raise HostError(f"QEMU has done nothing for {LOST:g} s", evidence=self.evidence())
+            return Crash("hang", f"no answer in {HANG:g} s of CPU time", self.process.stderr, done)
+        code = self.process.wait(Deadline(LOST))
+        if code is None:
+            raise HostError("QEMU has closed the connection, and has not ended", evidence=self.evidence())
+        return crash(code, self.process.stderr, done)
+
+    def _values(self, accesses: Sequence[Access], replies: Sequence[bytes]) -> list[int | bytes | None]:
+        said = (access for access in accesses if not isinstance(access, Flush))
+        values: list[int | bytes | None] = []
+        for access, reply in zip(said, replies, strict=False):
+            if not reply.startswith(b"OK"):
+                raise HostError(
+                    f"QEMU refuses {encode(access).decode()!r}: {reply.decode(errors='replace')}",
+                    hint="it needs the accelerator qtest, which this build may not have"
+                    if reply.startswith(b"FAIL Unknown command")
+                    else "",
+                    evidence=self.evidence(),
+                )
+            match access:
+                case In() | Read():
+                    values.append(int(reply[3:], 16))
+                case Load():
+                    values.append(bytes.fromhex(reply[5:].decode()))
+                case _:
+                    values.append(None)
+        return values
+
+    def evidence(self) -> dict[str, str]:
+        """What every error about this machine shows."""
+        return {"QEMU stderr": self.process.stderr, "QEMU command line": shlex.join(self.process.command)}
+
+    def close(self) -> None:
+        """Kill QEMU and remove its files; a second time does nothing."""
+        if hasattr(self, "process"):
+            self.process.kill()
+        if hasattr(self, "qtest"):
+            self.qtest.close()
+        if hasattr(self, "qmp"):
+            self.qmp.close()
+        self._directory.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _pieces(accesses: Sequence[Access], lockstep: bool, has_clock: bool) -> Iterator[list[bytes] | float]:
+    """Lines that are sent together; and, where the clock cannot be told, seconds that are to pass."""
+    lines: list[bytes] = []
+    for access in accesses:
+        passes = not has_clock and isinstance(access, ClockStep | ClockSet)
+        if not passes and not isinstance(access, Flush):
+            lines.append(encode(access))
+        if lines and (lockstep or passes or isinstance(access, Flush)):
+            yield lines
+            lines = []
+        if passes:
+            ns = access.ns if isinstance(access, ClockStep) else None
+            yield STEP if ns is None else min(ns / 1e9, LONGEST)
+    if lines:
+        yield lines

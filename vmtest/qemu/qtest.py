@@ -1,0 +1,130 @@
+"""The qtest protocol on a socket: a line a request, a line a reply, and lines between them for interrupts
+(system/qtest.c in QEMU; docs/devel/testing/qtest.rst). Lines are vmtest.devices.access's to make.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+__all__ = ["Interrupt", "Qtest", "QtestEnded"]
+
+INTERRUPTS = 100_000
+"""Of the interrupts that nobody has asked for the last ones are kept."""
+
+
+class Interrupt(NamedTuple):
+    """A line that was raised, or lowered, while the request with that number was done; the first one has 0."""
+
+    request: int
+    line: int
+    is_raised: bool
+
+
+class QtestEnded(Exception):
+    """No more replies come: QEMU has ended, or ``is_silent`` and hangs. ``replies`` are those that came before."""
+
+    def __init__(self, replies: Sequence[bytes], *, is_silent: bool = False) -> None:
+        super().__init__(f"{len(replies)} replies came")
+        self.replies, self.is_silent = replies, is_silent
+
+
+class Qtest:
+    """A connection. ``interrupts`` have been told of lines that were intercepted; so many ``requests`` were done."""
+
+    def __init__(self, sock: socket.socket, *, patience: float, goes_on: Callable[[], bool]) -> None:
+        """``sock`` is ours from here on. When QEMU has been silent for ``patience`` seconds, and again each time,
+        ``goes_on`` says whether to wait for it still.
+        """
+        sock.setblocking(False)
+        self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._patience, self._goes_on = patience, goes_on
+        self._early = b""
+        self.interrupts: deque[Interrupt] = deque(maxlen=INTERRUPTS)
+        self.requests = 0
+
+    def run(self, lines: Sequence[bytes]) -> list[bytes]:
+        """Requests, without newlines, sent as fast as QEMU takes them, and their replies. Raises QtestEnded."""
+        replies: list[bytes] = []
+        try:
+            self._send(b"\n".join(lines) + b"\n", replies)
+            while len(replies) < len(lines):
+                self._wait()
+                self._receive(replies)
+        except (BrokenPipeError, ConnectionResetError):
+            self._take_the_rest(replies)
+            raise QtestEnded(replies) from None
+        except TimeoutError:
+            raise QtestEnded(replies, is_silent=True) from None
+        return replies
+
+    def idle(self, seconds: float) -> None:
+        """Listen so long, without a request. Raises QtestEnded where QEMU ends meanwhile."""
+        until = time.monotonic() + seconds
+        try:
+            while (left := until - time.monotonic()) > 0:
+                if self._poll.poll(1000 * left):
+                    self._receive([])
+        except (BrokenPipeError, ConnectionResetError):
+            raise QtestEnded([]) from None
+
+    def _send(self, data: bytes, replies: list[bytes]) -> None:
+        """Send it, and take the replies that come meanwhile: QEMU takes no more while it cannot get rid of them."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self._sock.send(rest) :]
+            except BlockingIOError:
+                self._poll.modify(self._sock, select.POLLIN | select.POLLOUT)
+                try:
+                    ready = self._wait()
+                finally:
+                    self._poll.modify(self._sock, select.POLLIN)
+                if ready & select.POLLIN:
+                    self._receive(replies)
+
+    def _wait(self) -> int:
+        while not (ready := self._poll.poll(1000 * self._patience)):
+            if not self._goes_on():
+                raise TimeoutError
+        return ready[0][1]
+
+    def _receive(self, replies: list[bytes]) -> None:
+        data = self._sock.recv(1 << 16)
+        if not data:
+            raise ConnectionResetError
+        text = self._early + data
+        *whole, self._early = text.split(b"\n")
+        if b"IRQ " not in text:
+            replies += whole
+            self.requests += len(whole)
+            return
+        for line in whole:
+            if line.startswith(b"IRQ "):
+                _, change, number = line.split()
+                self.interrupts.append(Interrupt(self.requests, int(number), change == b"raise"))
+            else:
+                replies.append(line)
+                self.requests += 1
+
+    def _take_the_rest(self, replies: list[bytes]) -> None:
+        """What QEMU had answered before it ended, while we were still sending."""
+        try:
+            while True:
+                self._receive(replies)
+        except OSError:
+            pass
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Close the connection; a second time does nothing."""
+        self._sock.close()
