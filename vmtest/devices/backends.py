@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from vmtest.devices.session import Board, Session
@@ -21,7 +22,20 @@ BACKENDS: Mapping[str, tuple[str, str]] = {
 }
 """By a device's property, QEMU's arguments for what it is to be given: one that nothing gets out of."""
 
+CONTROLLERS: Mapping[str, str] = {
+    "usb-bus": "qemu-xhci",
+    "SCSI": "virtio-scsi-pci",
+    "virtio-serial-bus": "virtio-serial-pci",
+    "sd-bus": "sdhci-pci",
+    "HDA": "intel-hda",
+    "ccid-bus": "usb-ccid",
+}
+"""By a bus that machines have not by themselves, the device that has one."""
+REQUIRED: Mapping[tuple[str, str], str] = {("nvme", "serial"): "1", ("cxl-type3", "id"): "cxl0"}
+"""By device and property, what it does not start without."""
+
 _KNOWN: dict[tuple[str, str], Mapping[str, str]] = {}
+_BUSES: dict[str, Mapping[str, str]] = {}
 
 
 def properties(kind: str, qemu: Qemu) -> Mapping[str, str]:
@@ -39,6 +53,17 @@ def properties(kind: str, qemu: Qemu) -> Mapping[str, str]:
     return _KNOWN[key]
 
 
+def buses(qemu: Qemu) -> Mapping[str, str]:
+    """By device type that a user can add, the bus that it hangs on; "" for none."""
+    if qemu.fingerprint not in _BUSES:
+        with Session(Board(arguments=("-M", "none")), qemu) as session:
+            text = session.qmp.execute("human-monitor-command", command_line="info qdm")
+        lines = (line for line in text.splitlines() if "no-user" not in line)
+        rows = (re.match(r'name "([^"]+)"(?:, bus ([^,\s]+))?', line) for line in lines)
+        _BUSES[qemu.fingerprint] = {row[1]: row[2] or "" for row in rows if row}
+    return _BUSES[qemu.fingerprint]
+
+
 def _nearest(kind: str, session: Session) -> str:
     from difflib import get_close_matches
 
@@ -53,6 +78,9 @@ def device_arguments(kind: str, qemu: Qemu, number: int, given: Mapping[str, obj
     if unknown := [name for name in given if name not in has]:
         raise UsageError(f"{kind} has no property {unknown[0]!r}", hint=f"it has: {', '.join(sorted(has))}")
     words, said = list[str](), dict[str, object](given)
+    if controller := CONTROLLERS.get(buses(qemu).get(kind, "")):
+        words += device_arguments(controller, qemu, number + 100, {})
+    said |= {name: value for (which, name), value in REQUIRED.items() if which == kind and name not in given}
     for name, (option, value) in BACKENDS.items():
         if name in has and name not in given:
             words += [option, value.format(id=f"{name}{number}")]

@@ -28,10 +28,13 @@ class Bench:
     def __init__(
         self, *, binary: str = "", machine: str = "", arguments: Sequence[str] = (), accel: str = "", memory: int = 64
     ) -> None:
-        """``memory`` is the guest's, in MiB. Raises HostError where there is no such QEMU."""
-        self._qemu = find_emulator(binary or BINARY)
+        """``memory`` is the guest's, in MiB; 0 for what the machine has by itself. Raises HostError where there is no
+        such QEMU.
+        """
+        self.qemu = find_emulator(binary or BINARY)
         kind = machine or (MACHINE if not binary or "x86_64" in binary else "virt")
-        self._arguments = ["-M", kind, "-m", f"{memory}M", "-nodefaults", *arguments]
+        size = ["-m", f"{memory}M"] if memory else []
+        self._arguments = ["-M", kind, *size, "-nodefaults", *arguments]
         self._accel = accel
         self._devices = 0
         self._started: Session | None = None
@@ -43,8 +46,13 @@ class Bench:
         if self._started is not None:
             raise UsageError(f"the machine runs: {kind} cannot be added any more", hint="add() what it has first")
         given = {name.replace("_", "-"): value for name, value in properties.items()}
-        self._arguments += device_arguments(kind, self._qemu, self._devices, given)
+        self._arguments += device_arguments(kind, self.qemu, self._devices, given)
         self._devices += 1
+
+    @property
+    def board(self) -> Board:
+        """The machine, as it is now."""
+        return Board(arguments=tuple(self._arguments), accel=self._accel)
 
     @property
     def is_running(self) -> bool:
@@ -55,8 +63,7 @@ class Bench:
     def session(self) -> Session:
         """What runs. Raises HostError with QEMU's own words where it does not start."""
         if self._started is None:
-            board = Board(arguments=tuple(self._arguments), accel=self._accel)
-            self._started = Session(board, self._qemu)
+            self._started = Session(self.board, self.qemu)
         return self._started
 
     @cached_property

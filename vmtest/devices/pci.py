@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from vmtest.devices.access import In, Out, Read, Write
+from vmtest.devices.access import Access, In, Out, Read, Write
 from vmtest.devices.session import Session
 from vmtest.errors import HostError, UsageError
 
@@ -126,14 +127,22 @@ class Pci:
 
     def enable(self) -> None:
         """Map all its BARs but the ROM, and let it be reached, and reach memory."""
+        for access in self.mapping():
+            self._bus.session.ask(access)
+
+    def mapping(self) -> list[Access]:
+        """The operations by which ``enable`` does that; its BARs are taken as mapped."""
+        words = list[tuple[int, int, int]]()
         for region in sorted(self.regions.values(), key=lambda region: -region.size):
-            if region.number < 6 and region.number not in self._mapped:
-                address = self._bus.place(region)
-                self.set_config(BAR0 + 4 * region.number, address & 0xFFFFFFFF)
-                if region.is_wide:
-                    self.set_config(BAR0 + 4 * region.number + 4, address >> 32)
-                self._mapped[region.number] = Bar(self._bus, region, address)
-        self.set_config(COMMAND, ENABLED, 2)
+            if region.number < 6:
+                if region.number not in self._mapped:
+                    self._mapped[region.number] = Bar(self._bus, region, self._bus.place(region))
+                bar = self._mapped[region.number]
+                words.append((BAR0 + 4 * region.number, bar.address & 0xFFFFFFFF, 4))
+                words += [(BAR0 + 4 * region.number + 4, bar.address >> 32, 4)] if region.is_wide else []
+        words.append((COMMAND, ENABLED, 2))
+        to = partial(self._bus.configuring, self.slot, self.function)
+        return [access for offset, value, size in words for access in to(offset, value, size)]
 
     def bar(self, number: int) -> Bar:
         """A BAR, mapped. Raises UsageError for one that it has not."""
@@ -149,7 +158,7 @@ class PciBus:
 
     def __init__(self, session: Session) -> None:
         """Raises HostError for a machine that has no PCI bus, or one of which we do not know how to reach it."""
-        self._session = session
+        self.session = session
         self._windows = _windows(session)
         self._next = {"ports": self._windows.ports[0], "memory": self._windows.memory[0], "wide": self._windows.wide[0]}
         buses = session.qmp.execute("query-pci")
@@ -179,17 +188,20 @@ class PciBus:
     def config(self, slot: int, function: int, offset: int, size: int) -> int:
         """What is in a function's configuration space."""
         if (at := self._ecam(slot, function, offset)) is not None:
-            return self._session.number(Read(at, size))
-        self._session.ask(_select(slot, function, offset))
-        return self._session.number(In(_CONFIG_DATA + (offset & 3), size))
+            return self.session.number(Read(at, size))
+        self.session.ask(_select(slot, function, offset))
+        return self.session.number(In(_CONFIG_DATA + (offset & 3), size))
 
     def set_config(self, slot: int, function: int, offset: int, value: int, size: int) -> None:
         """Write to a function's configuration space."""
+        for access in self.configuring(slot, function, offset, value, size):
+            self.session.ask(access)
+
+    def configuring(self, slot: int, function: int, offset: int, value: int, size: int) -> list[Access]:
+        """The operations that write there."""
         if (at := self._ecam(slot, function, offset)) is not None:
-            self._session.ask(Write(at, value, size))
-        else:
-            self._session.ask(_select(slot, function, offset))
-            self._session.ask(Out(_CONFIG_DATA + (offset & 3), value, size))
+            return [Write(at, value, size)]
+        return [_select(slot, function, offset), Out(_CONFIG_DATA + (offset & 3), value, size)]
 
     def _ecam(self, slot: int, function: int, offset: int) -> int | None:
         base = self._windows.config_at
@@ -198,17 +210,17 @@ class PciBus:
     def get(self, address: int, size: int, is_port: bool) -> int:
         """What is at an address of a BAR."""
         if not is_port:
-            return self._session.number(Read(address, size))
+            return self.session.number(Read(address, size))
         at = self._windows.ports_at
-        return self._session.number(In(address, size) if at is None else Read(at + address, size))
+        return self.session.number(In(address, size) if at is None else Read(at + address, size))
 
     def put(self, address: int, value: int, size: int, is_port: bool) -> None:
         """Write to an address of a BAR."""
         at = self._windows.ports_at
         if not is_port:
-            self._session.ask(Write(address, value, size))
+            self.session.ask(Write(address, value, size))
         else:
-            self._session.ask(Out(address, value, size) if at is None else Write(at + address, value, size))
+            self.session.ask(Out(address, value, size) if at is None else Write(at + address, value, size))
 
 
 def _select(slot: int, function: int, offset: int) -> Out:

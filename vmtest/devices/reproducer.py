@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import tomllib
@@ -83,6 +84,12 @@ class Reproducer:
             source=data.get("source", ""),
             seen={version: str(how) for version, how in data.get("seen", {}).items()},
         )
+
+    @property
+    def name(self) -> str:
+        """Of its file: readable, and of no other signature."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        return f"{words[:60]}-{hashlib.sha256(self.signature.encode()).hexdigest()[:8]}.toml"
 
     def as_shell(self) -> str:
         """A here-document for ``-qtest stdio``, as upstream's reports have it."""

@@ -6,7 +6,9 @@ import contextlib
 import os
 import shlex
 import socket
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -80,7 +82,8 @@ class Session:
         self.board, self.qemu = board, qemu
         self.accel = board.accel or ("qtest" if "qtest" in qemu.accels else "tcg")
         self._directory = Workdir()
-        self.events: list[Event] = []
+        self.events: deque[Event] = deque(maxlen=1000)
+        self._changed, self._resets = threading.Condition(), 0
         pairs = {name: socket.socketpair() for name in ("qtest", "qmp")}
         try:
             with contextlib.ExitStack() as theirs:
@@ -93,7 +96,7 @@ class Session:
                     pass_fds=[*ends.values(), *self._inherited],
                 )
             self.qtest = Qtest(pairs["qtest"][0], patience=PATIENCE, goes_on=self._goes_on)
-            self.qmp = Qmp(pairs["qmp"][0], on_event=self.events.append, deadline=Deadline(LOST))
+            self.qmp = Qmp(pairs["qmp"][0], on_event=self._on_event, deadline=Deadline(LOST))
         except BaseException as error:
             for pair in pairs.values():
                 pair[0].close()
@@ -174,6 +177,20 @@ class Session:
         value = self.ask(access)
         assert isinstance(value, int)
         return value
+
+    def reset(self) -> None:
+        """Reset the machine, as its button does, and wait until that is done. Raises QmpError."""
+        before = self._resets
+        self.qmp.execute("system_reset")
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._resets > before, LOST):
+                raise HostError("QEMU does not reset the machine", evidence=self.evidence())
+
+    def _on_event(self, event: Event) -> None:
+        with self._changed:
+            self.events.append(event)
+            self._resets += event["event"] == "RESET"
+            self._changed.notify_all()
 
     def _goes_on(self) -> bool:
         """Whether a QEMU that is silent may still answer: it has not worked for long, nor slept for longer."""

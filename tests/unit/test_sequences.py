@@ -1,0 +1,62 @@
+"""Sequences of operations, as they are drawn and made smaller: without a QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vmtest.devices.access import Access, Flush, Out, Store, Write, encode
+from vmtest.devices.session import Board
+from vmtest.devices.target import Area, Target
+from vmtest.fuzz.sequences import ARENA, Drawer
+from vmtest.fuzz.shrink import shrink
+
+AREAS = (
+    Area(name="a", address=0xE0000000, size=0x1000),
+    Area(name="b", address=0xC000, size=0x3, is_port=True),
+    Area(name="c", address=0x10, size=1),
+)
+TARGET = Target(name="x", board=Board(arguments=()), areas=AREAS)
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    """A sequence goes by the seed and its number alone, whatever was drawn before it."""
+    one, other = Drawer(TARGET, 1), Drawer(TARGET, 1)
+    first = [one.draw(number) for number in range(50)]
+    assert [other.draw(number) for number in reversed(range(50))] == first[::-1]
+    assert Drawer(TARGET, 2).draw(0) != first[0]
+
+
+def test_what_is_drawn_can_be_said() -> None:
+    """All operations are ones that QEMU takes, within the areas, or in the guest's memory where devices look for it."""
+    begin, size = ARENA
+    reached = set()
+    for number in range(300):
+        for access in Drawer(TARGET, 1).draw(number):
+            encode(access)
+            at = getattr(access, "address", getattr(access, "port", None))
+            if at is None:
+                assert isinstance(access, Flush)
+                continue
+            within = [area for area in AREAS if area.address <= at < area.address + area.size]
+            length = getattr(access, "size", 0) or 1
+            assert within or begin <= at < begin + size
+            assert all(at + length <= area.address + area.size for area in within)
+            reached |= {area.name for area in within}
+    assert reached == {"a", "b", "c"}
+
+
+def test_fewest_and_simplest() -> None:
+    """Of what a crash needs nothing goes, and all else does: operations, bits, bytes."""
+    needed = [Write(0x10, 0xFF, 4), Store(0x1000, b"\1\2\3\4\5\6\7\x08"), Out(0x80, 3, 1)]
+    noise = [Write(0x20 + number, number, 4) for number in range(200)]
+    accesses: list[Access] = [*noise[:50], needed[0], *noise[50:120], needed[1], Flush(), needed[2], *noise[120:]]
+
+    def same(several: Sequence[Access]) -> bool:
+        register = any(isinstance(one, Write) and one.address == 0x10 and one.value & 8 for one in several)
+        memory = any(isinstance(one, Store) and b"\5" in one.data for one in several)
+        return register and memory and any(isinstance(one, Out) for one in several)
+
+    small = shrink(accesses, same, seconds=60)
+    assert small == [Write(0x10, 8, 4), Store(0x1004, b"\5"), Out(0x80, 0, 1)]
+    assert shrink(small, same, seconds=60) == small
+    assert shrink(accesses, same, seconds=0) == accesses

@@ -1,0 +1,103 @@
+"""Where in QEMU's code it is ended by a signal: a process that is traced stops before it ends (ptrace(2)).
+
+The signals of its main thread are seen, which does what qtest asks for. No debugger is needed, nor its symbols.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vmtest.host import host_arch
+
+__all__ = ["Tracer"]
+
+_SEIZE, _CONT, _GETREGSET = 0x4206, 7, 0x4204
+_PRSTATUS = 1
+_FATAL = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
+_LOOK = 0.002
+"""Seconds between two looks: of a stop alone, which leaves the end to who waits for it, one cannot be woken."""
+_WORDS, _FRAMES = 400, 3
+"""Words of the stack that are looked through for addresses of QEMU's code, and how many of these are told."""
+_PLACES = {"x86_64": (16 * 8, 19 * 8), "aarch64": (32 * 8, 31 * 8)}
+"""By the host's architecture, where in struct user_regs_struct the program counter and the stack pointer are."""
+
+
+class Tracer:
+    """Watches a process for as long as the context lasts. ``where`` is the place of a fatal signal: the code's offset in
+    QEMU's file, and those that the stack has next; "" where there was none, or it cannot be told.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+        self._libc.ptrace.restype = ctypes.c_long
+        self.where = ""
+        self._over, self._ready = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="vmtest-tracer", daemon=True)
+
+    def __enter__(self) -> Self:
+        if host_arch() in _PLACES:
+            self._thread.start()
+            self._ready.wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        """All of it is one thread's: ptrace is asked by who has begun it."""
+        is_ours = self._libc.ptrace(_SEIZE, self._pid, None, None) == 0
+        self._ready.set()
+        while is_ours and not self._over.is_set():
+            try:
+                stopped = os.waitid(os.P_PID, self._pid, os.WSTOPPED | os.WNOHANG)
+            except ChildProcessError:
+                return
+            if stopped is None:
+                time.sleep(_LOOK)
+                continue
+            number = stopped.si_status & 0xFF
+            if number in _FATAL and not self.where:
+                self.where = self._place()
+            # A group's stop has the event in the upper bits, and no signal to be given back.
+            self._libc.ptrace(_CONT, self._pid, None, 0 if stopped.si_status >> 8 else number)
+
+    def _place(self) -> str:
+        registers = ctypes.create_string_buffer(1024)
+        vector = (ctypes.c_void_p * 2)(ctypes.addressof(registers), len(registers))
+        if self._libc.ptrace(_GETREGSET, self._pid, _PRSTATUS, ctypes.addressof(vector)) != 0:
+            return ""
+        counter, stack = (int.from_bytes(registers.raw[at : at + 8], "little") for at in _PLACES[host_arch()])
+        code = self._code()
+        found = [at for at in (counter, *self._stack(stack)) if any(first <= at < last for first, last, _ in code)]
+        base = min((first - offset for first, _, offset in code), default=0)
+        return " ".join(f"+{at - base:#x}" for at in dict.fromkeys(found[:_FRAMES]))
+
+    def _code(self) -> list[tuple[int, int, int]]:
+        """Where QEMU's own code is: first and last address, and offset in its file."""
+        binary = os.readlink(f"/proc/{self._pid}/exe")
+        found = []
+        for line in Path(f"/proc/{self._pid}/maps").read_text().splitlines():
+            words = line.split(None, 5)
+            if len(words) == 6 and words[5] == binary and "x" in words[1]:
+                first, _, last = words[0].partition("-")
+                found.append((int(first, 16), int(last, 16), int(words[2], 16)))
+        return found
+
+    def _stack(self, at: int) -> list[int]:
+        with Path(f"/proc/{self._pid}/mem").open("rb", buffering=0) as memory:
+            memory.seek(at)
+            data = memory.read(8 * _WORDS)
+        return [int.from_bytes(data[k : k + 8], "little") for k in range(0, len(data) - 7, 8)]

@@ -1,0 +1,84 @@
+"""Operations made fewer, and simpler, as long as QEMU ends by them in the same way. The result is always the same for
+the same operations, where QEMU does the same each time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from vmtest.devices.access import Access, Fill, Out, Store, Write
+
+__all__ = ["shrink"]
+
+Same = Callable[[Sequence[Access]], bool]
+"""Whether QEMU ends by these operations as it is to."""
+
+
+def shrink(accesses: Sequence[Access], same: Same, *, seconds: float) -> list[Access]:
+    """The fewest operations, with the simplest values, that were found in so many seconds."""
+    until = time.monotonic() + seconds
+
+    def tried(candidate: Sequence[Access]) -> bool:
+        return time.monotonic() < until and same(candidate)
+
+    found, before = list(accesses), None
+    while found != before:
+        before = found
+        found = _fewer(found, tried)
+        found = _simpler(found, tried)
+    return found
+
+
+def _fewer(accesses: list[Access], same: Same) -> list[Access]:
+    """Without pieces, the largest first: from the end, since what comes last does less for the rest."""
+    size = len(accesses)
+    while size:
+        for begin in range(len(accesses) - size, -size, -size):
+            less = accesses[: max(begin, 0)] + accesses[begin + size :]
+            if less and len(less) < len(accesses) and same(less):
+                accesses = less
+        size //= 2
+    return accesses
+
+
+def _simpler(accesses: list[Access], same: Same) -> list[Access]:
+    at = 0
+    while at < len(accesses):
+        for other in _simpler_ones(accesses[at]):
+            less = [*accesses[:at], other, *accesses[at + 1 :]]
+            if same(less):
+                accesses = less
+                break
+        else:
+            at += 1
+    return accesses
+
+
+def _simpler_ones(access: Access) -> Iterator[Access]:
+    """Each is simpler than the one that is given, the simplest first."""
+    match access:
+        case Write(address, value, size):
+            yield from (Write(address, less, size) for less in _smaller(value))
+        case Out(port, value, size):
+            yield from (Out(port, less, size) for less in _smaller(value))
+        case Store(address, data):
+            half = len(data) // 2
+            if half:
+                yield Store(address, data[:half])
+                yield Store(address + half, data[half:])
+                yield Store(address, data[:-1])
+                yield Store(address + 1, data[1:])
+            yield from (Store(address, data[:k] + b"\0" + data[k + 1 :]) for k in range(len(data)) if data[k])
+        case Fill(address, length, byte) if byte:
+            yield Fill(address, length, 0)
+
+
+def _smaller(value: int) -> Iterator[int]:
+    """Fewer bits."""
+    tried = [0, 1, *(value & (1 << bits) - 1 for bits in (8, 16, 32) if value >> bits)]
+    tried += [value & ~(0xFF << at) for at in range(0, value.bit_length(), 8)]
+    tried += (
+        [value & ~(1 << at) for at in range(value.bit_length()) if value >> at & 1] if value.bit_count() < 9 else []
+    )
+    yield from (less for less in dict.fromkeys(tried) if less < value)

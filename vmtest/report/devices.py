@@ -1,0 +1,78 @@
+"""A run on a device, for people and for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from vmtest.devices.reproducer import Reproducer
+from vmtest.fuzz.device import Report
+
+__all__ = ["as_dict", "heading", "noted", "summary"]
+
+
+def heading(report: Report, version: str) -> str:
+    """What is worked on, before anything is."""
+    areas = [
+        (area.name, f"{area.address:#x}", f"{area.size:#x}", "ports" if area.is_port else "memory")
+        for area in report.target.areas
+    ]
+    shown = areas if len(areas) <= 12 else areas[:10]
+    lines = [f"{report.target.name}, {version}", tabulate(shown, ("registers", "address", "size", "in"))]
+    lines += [f"... and {len(areas) - len(shown)} more"] if len(shown) < len(areas) else []
+    return "\n".join([*lines, f"seed {report.seed}", ""])
+
+
+def noted(report: Report) -> str:
+    """How far it has come, in a line."""
+    rate = report.operations / max(report.seconds - report.shrinking, 0.001)
+    words = [f"{report.operations:,} operations", f"{rate:,.0f}/s", f"{report.sequences:,} sequences"]
+    words += [f"{report.resets:,} resets", f"{len(report.crashes)} crashes", f"{report.ends} ends of QEMU"]
+    return ", ".join([*words, f"{report.seconds:.0f} s"])
+
+
+def summary(report: Report, folder: Path) -> str:
+    """What has come of it."""
+    lines = ["", noted(report)]
+    if report.shrinking >= 1:
+        lines.append(f"{report.shrinking:.0f} s of that to confirm crashes and make them smaller")
+    if report.clean:
+        lines.append(f"{report.clean} times QEMU ended in order, which is no crash")
+    if report.unconfirmed:
+        said = ", ".join(sorted(set(report.unconfirmed)))
+        lines.append(f"{len(report.unconfirmed)} did not come again on a QEMU that was just started: {said}")
+    if not report.crashes:
+        return "\n".join([*lines, "no crash"])
+    rows = [
+        (made.title.rpartition(": ")[2], signature, report.seen[signature], len(made.accesses), _mode(made))
+        for signature, made in report.crashes.items()
+    ]
+    lines += ["", tabulate(rows, ("kind", "signature", "seen", "operations", "sent"))]
+    lines += ["", f"a file each in {folder}; vmtest replay FILE runs one again, vmtest reproducer FILE is for upstream"]
+    return "\n".join(lines)
+
+
+def _mode(made: Reproducer) -> str:
+    return "in lockstep" if made.lockstep else "pipelined"
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "target": report.target.name,
+        "seed": report.seed,
+        "seconds": round(report.seconds, 1),
+        "shrinking": round(report.shrinking, 1),
+        "operations": report.operations,
+        "sequences": report.sequences,
+        "resets": report.resets,
+        "ends": report.ends,
+        "clean": report.clean,
+        "crashes": [
+            {"signature": signature, "seen": report.seen[signature], "operations": len(made.accesses)}
+            for signature, made in report.crashes.items()
+        ],
+        "unconfirmed": report.unconfirmed,
+    }
