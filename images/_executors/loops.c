@@ -312,7 +312,7 @@ static struct outcome kvm_case(void *engine, const u8 *state, u32 length, u8 *to
     *(ulong *)(e->run + VALID) = *(ulong *)(e->run + DIRTY) = SYNC;
     if (e->ioctl(e->vcpu, KVM_RUN, 0) < 0) { /* interrupted by stop(), or by whoever else; or it cannot be run */
         e->run[IMMEDIATE_EXIT] = 0;
-        return (struct outcome){ .status = *e->error == INTERRUPTED ? TIMEOUT : UNSUPPORTED };
+        return (struct outcome){ .status = *e->error == INTERRUPTED ? TIMEOUT : DIED };
     }
     copy(told, state, e->batch.size);
     if (*(u32 *)(e->run + EXIT_REASON) != HLT) {
@@ -346,6 +346,7 @@ static struct outcome kvm_clean_case(void *engine, const u8 *state, u32 length, 
     struct outcome o = kvm_case(engine, state, length, told, vectors);
     const u8 *in = state - length - 3, *p = state + e->batch.size;
     int changed = changes_system(in + 3, length) || (o.status == EXCEPTION && o.vector == 1); /* DR6 keeps its bits */
+    changed |= o.status == DIED; /* the next one is to have a CPU that can run */
     for (u32 patches = get16(in + 1); patches--; p += 4 + get16(p + 2)) changed |= changes_system(p + 4, get16(p + 2));
     if (changed && e->renew) e->renew();
     return o;

@@ -13,7 +13,7 @@ typedef unsigned long ulong;
 enum { PAGE = 4096, DATA_SIZE = 2 * PAGE };
 #define END_OF_CODE (CODE + PAGE)
 /* vmtest/model/case.py */
-enum status { OK, EXCEPTION, UNSUPPORTED, TIMEOUT };
+enum status { OK, EXCEPTION, UNSUPPORTED, TIMEOUT, DIED };
 enum { VECTOR_TOLD = 1, ERROR_TOLD = 2, ADDRESS_TOLD = 4, END_TOLD = 8, APART = 8, OUTCOME = 36 };
 
 struct word { ulong word; } __attribute__((packed, may_alias));

@@ -171,3 +171,18 @@ def test_random_bytes(name: str) -> None:
     settled = [n for n in range(len(cases)) if not open_ & {first[n].status, second[n].status}]
     assert len(settled) > 170
     assert [str(cases[n]) for n in settled if first[n] != second[n]] == []
+
+
+# What will never be an instruction: Intel SDM, UD2; ARM DDI 0406C, A8.8.247, UDF; DDI 0487, C6.2.387, UDF; RISC-V
+# unprivileged manual, section 1.5; MIPS32, volume II, table A.2: no opcode.
+NO_INSTRUCTION = {
+    "x86_64": "0f0b", "x86_32": "0f0b", "x86_16": "0f0b", "aarch64": "00000000", "arm": "f000f0e7", "thumb": "00de",
+    "riscv64": "00000000", "riscv32": "00000000", "mips32": "ffffffff",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ISAS)
+def test_what_is_no_instruction(name: str) -> None:
+    """It raises the exception that the instruction set's row has for that."""
+    (outcome,) = run("unicorn", f"{name} {NO_INSTRUCTION[name]}")
+    assert (outcome.status, outcome.vector) == ("exception", isa(name).illegal)

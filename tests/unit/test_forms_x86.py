@@ -96,10 +96,20 @@ def test_code_that_is_cut_off() -> None:
         ("d8c1", {"fsw": 0x4500}),  # fadd
         ("d9f8 ftw=3 st0=0x3fff8000000000000000 st1=0x3fff8000000000000000", {}),  # fprem of 1 and 1
         ("d9f8 ftw=0xc0 fsw=0x3000 st0=1 st1=0x3fff8000000000000000", {}),  # whose top is 6
-        ("d9f8 ftw=3 fsw=0x3000 st0=1 st1=0x3fff8000000000000000", {"fsw": 0x4300}),
-        ("d9f8 ftw=3 st0=0x3fff8000000000000000", {"fsw": 0x4300}),
-        ("d9f8 ftw=3 st0=0x7fffc000000000000000 st1=0x3fff8000000000000000", {"fsw": 0x4300}),
+        ("d9f8 ftw=3 fsw=0x3000 st0=1 st1=0x3fff8000000000000000", {"fsw": 0x4100}),
+        ("d9f8 ftw=3 st0=0x3fff8000000000000000", {"fsw": 0x4300}),  # by 0
+        ("d9f8 ftw=3 st0=0x3fff8000000000000000 st1=0x7fff8000000000000000", {}),  # by infinity: the quotient is 0
+        ("d9f8 ftw=1 st0=0x3fff8000000000000000", {"fsw": 0x4100}),  # by nothing: C1 is 0
+        ("d9f5 ftw=3 st0=0x7fffc000000000000000 st1=0x3fff8000000000000000", {"fsw": 0x4300}),  # fprem1 of no number
+        ("d9f8 ftw=3 st0=0x40008000000000000000 st1=0x3fff0000000000000001", {"fsw": 0x4300}),  # nor is that one
+        ("d9f8 ftw=3 st0=0x43e78000000000000000 st1=0x3fffc000000000000000", {"fsw": 0x4300}),  # not at once
+        ("d9f8 ftw=3 st0=0x403e8000000000000000 st1=0x3fffc000000000000000", {}),
+        ("d9f890 ftw=3 st0=0x3fff8000000000000000 st1=0x3fff8000000000000000", {}),
         ("d9e8d9f8 ftw=3", {"fsw": 0x4700}),  # behind fld1, which leaves C2 undefined, too
+        ("d9ff ftw=1", {"fsw": 0x4100}),  # fcos: C2 says whether it was in range
+        ("dbf1 ftw=3", {}),  # fcomi leaves them
+        ("f7e3b8c00d0020f0f65c70007500", {}),  # mul; mov; lock neg, which defines all; jne
+        ("7500f7e3f0f65c7000", {"rflags": 0xD4}),  # jne, over mul or over all; lock neg
         ("4801d8", {}),
     ],
 )
@@ -131,6 +141,8 @@ def test_what_is_undefined(line: str, undefined: dict[str, int]) -> None:
         ("f30f7f07 rdi=0x20001ff8", {"wide", "over an edge"}),
         ("66f20f58c1", {"several prefixes"}),
         ("f2f3ae", {"several prefixes", "repeated compare"}),
+        ("f2f3c20800", {"repeated branch"}),
+        ("f2f3c6ff00", {"no instruction", "cut off"}),
         ("66f20f38f1c0", set()),  # crc32 of 16 bits
         ("0f0dc7", {"prefetch of a register"}),
         ("f3a6 rcx=1", {"repeated compare", "two operands"}),

@@ -66,6 +66,8 @@ def test_those_that_ended_alike_are_compared() -> None:
     early = Outcome(status="exception", state=case.isa.state({"rcx": 1}), end=case.start, vector=6)
     assert _said(case, a=_ok(case, rax=1), b=early, c=_ok(case, rax=2)) == "they differ: status, end, rax"
     assert _said(case, a=_ok(case, rax=1), b=early, c=_ok(case, rax=1)) == "b stands alone: status, end"
+    refused = {"c": early, "d": early, "e": early}  # more than went on, and not the first, whom we believe
+    assert _said(case, a=_ok(case, rax=1), b=_ok(case, rax=2), **refused) == "they differ: status, end, rax"
     nowhere = early._replace(end=None, state=case.isa.state({"rcx": 2}))  # where it was it does not tell
     assert _said(case, a=_ok(case), b=early, c=nowhere) == "they differ: status, end, rcx"
 

@@ -144,7 +144,7 @@ def _as_text(file: Path, finding: Finding, case: Case, result: Again) -> str:
     lines = [str(file), table, f"found as: {finding.key}, {finding.verdict}"]
     lines += [f"the manual: {finding.rule}"] if finding.rule else []
     if _is_open(result):
-        lines.append(f"it cannot be told whether it is still there: {result.compared} of these can run it")
+        lines.append(f"it cannot be told whether it is still there: {result.compared} of these can run it, and have it")
     else:
         lines.append("it is still there" if result.keys else "it is gone")
     lines += [f"put down to a known limit: {what}" for what in result.limits]

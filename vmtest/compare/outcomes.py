@@ -11,7 +11,7 @@ from vmtest.compare.pairs import masked_error, undefined_after
 from vmtest.forms import forms
 from vmtest.model.case import Case, Outcome
 
-__all__ = ["Aspect", "aspects", "verdict"]
+__all__ = ["Aspect", "aspects", "left_undefined", "verdict"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def aspects(
     able = [who for who, outcome in outcomes.items() if outcome.status in ("ok", "exception")]
     # The registers of one that has come to another end are not comparable: how it ended says it all.
     alike = _ended_alike(outcomes, able)
-    undefined = undefined_after(case, next((end for who in alike if (end := outcomes[who].end) is not None), None))
+    undefined = left_undefined(case, outcomes)
 
     def row(
         name: str,
@@ -92,15 +92,22 @@ def aspects(
     return rows
 
 
+def left_undefined(case: Case, outcomes: Mapping[str, Outcome]) -> Mapping[str, int]:
+    """By register, the bits that the manual leaves undefined where those that are compared have ended."""
+    able = [who for who, outcome in outcomes.items() if outcome.status in ("ok", "exception")]
+    ends = (outcomes[who].end for who in _ended_alike(outcomes, able))
+    return undefined_after(case, next((end for end in ends if end is not None), None))
+
+
 def _ended_alike(outcomes: Mapping[str, Outcome], able: Sequence[str]) -> Sequence[str]:
-    """The most of them that came to the same end; none where no two did, and others tried. One that does not tell where
-    it was goes with all.
+    """Those that came to the same end as the first of them, whom we believe; where that was alone, the most that did so
+    together. None where no two did, and others tried. One that does not tell where it was goes with all.
     """
     groups = []
     for which in able:
         status, end = outcomes[which].status, outcomes[which].end
         groups.append([who for who in able if outcomes[who].status == status and outcomes[who].end in (None, end)])
-    most = max(groups, key=len, default=[])
+    most = max(groups, key=lambda group: (len(group) > 1 and group[0] == able[0], len(group)), default=[])
     return most if len(most) > 1 or len(able) == 1 else []
 
 

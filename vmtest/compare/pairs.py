@@ -7,9 +7,8 @@ does not have (Row.blind), and MASKED.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from functools import cache
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import NamedTuple
 
 from vmtest.forms import forms
@@ -103,20 +102,10 @@ def beyond(case: Case, found: Difference) -> Difference | None:
 
 def undefined_after(case: Case, end: int | None) -> Mapping[str, int]:
     """By register, the bits that are undefined by the instructions before ``end``, where that is in the case; else by
-    all of it. Where it may have jumped any of them may have been the last one: then it is what is undefined behind one.
+    all of it.
     """
-    known = forms(case.isa.name)
-    if known.jumps(case):
-        sizes = [one.size for one in known.decode(case.code, case.start)]
-        found = dict[str, int]()
-        for last in accumulate(sizes):
-            for register, bits in known.undefined(replace(case, code=case.code[:last])).items():
-                found[register] = found.get(register, 0) | bits
-        return found
     done = (end or 0) - case.start
-    if not 0 <= done < len(case.code):
-        return known.undefined(case)
-    return known.undefined(replace(case, code=case.code[:done])) if done else {}
+    return forms(case.isa.name).undefined(case, done if 0 <= done < len(case.code) else None)
 
 
 def _registers(

@@ -30,8 +30,8 @@ _PLACES = {"x86_64": (16 * 8, 19 * 8), "aarch64": (32 * 8, 31 * 8)}
 
 
 class Tracer:
-    """Watches a process for as long as the context lasts. ``where`` is the place of a fatal signal: the code's offset in
-    QEMU's file, and those that the stack has next; "" where there was none, or it cannot be told.
+    """Watches a process for as long as the context lasts. ``where`` is the place of a fatal signal: the code's offset
+    in QEMU's file, and those that the stack has next; "" where there was none, or it cannot be told.
     """
 
     def __init__(self, pid: int) -> None:
@@ -87,7 +87,7 @@ class Tracer:
 
     def _code(self) -> list[tuple[int, int, int]]:
         """Where QEMU's own code is: first and last address, and offset in its file."""
-        binary = os.readlink(f"/proc/{self._pid}/exe")
+        binary = str(Path(f"/proc/{self._pid}/exe").readlink())
         found = []
         for line in Path(f"/proc/{self._pid}/maps").read_text().splitlines():
             words = line.split(None, 5)

@@ -107,8 +107,10 @@ class Forms:
         """
         return frozenset()
 
-    def undefined(self, case: Case) -> Mapping[str, int]:
-        """By register, the bits that the manual leaves undefined after the case; "memory" is what it has written."""
+    def undefined(self, case: Case, done: int | None = None) -> Mapping[str, int]:
+        """By register, the bits that the manual leaves undefined after the first ``done`` bytes of the case, or after
+        all of it; "memory" is what it has written. Where a jump may have left some out, also those undefined without.
+        """
         return {}
 
     def tainted(self, case: Case) -> Mapping[str, int]:

@@ -12,7 +12,6 @@ from iced_x86 import (
     CpuidFeature,
     Decoder,
     EncodingKind,
-    FlowControl,
     Formatter,
     FormatterSyntax,
     OpCodeInfo,
@@ -22,7 +21,7 @@ from iced_x86 import (
 from iced_x86 import Instruction as Decoded
 
 from vmtest.forms.base import BAD, Draft, Forms, Instruction
-from vmtest.forms.x86_access import flags_written
+from vmtest.forms.x86_access import flags_written, may_go_back, may_jump
 from vmtest.forms.x86_bad import bad_name
 from vmtest.forms.x86_causes import causes
 from vmtest.forms.x86_encode import Template
@@ -126,18 +125,23 @@ class Table(Forms):
 
     def jumps(self, case: Case) -> bool:
         """See Forms."""
-        stays = (FlowControl.NEXT, FlowControl.EXCEPTION)
-        return any(one.flow_control not in stays for one in self._decoded(case.code, case.start))
+        return any(may_jump(one) for one in self._decoded(case.code, case.start))
 
-    def undefined(self, case: Case) -> Mapping[str, int]:
+    def undefined(self, case: Case, done: int | None = None) -> Mapping[str, int]:
         """See Forms. Source: Intel SDM, volume 1, appendix A, by iced-x86's ``rflags_undefined``, and UNDEFINED."""
-        flags, found = 0, dict[str, int]()
-        for one in self._decoded(case.code, case.start):
+        several = self._decoded(case.code, case.start)
+        end = case.end if done is None or any(may_go_back(one) for one in several) else case.start + done
+        flags, left, has_jumped, found = 0, 0, False, dict[str, int]()
+        for one in several:
+            if one.ip >= end:
+                break
             flags = flags & ~_mask(flags_written(one)) | _mask(one.rflags_undefined)
+            has_jumped = has_jumped or may_jump(one)
+            left |= flags if has_jumped else 0
             if rule := UNDEFINED.get(mnemonic(one.op_code())):
                 for register, mask in rule(case, one).items():
                     found[register] = found.get(register, 0) | mask
-        if flags:
+        if flags := flags | left:
             found[self.isa.flags] = found.get(self.isa.flags, 0) | flags
         return found
 

@@ -27,6 +27,8 @@ __all__ = [
     "accesses",
     "flags_written",
     "is_read_and_written",
+    "may_go_back",
+    "may_jump",
     "read",
     "register_value",
     "target",
@@ -85,6 +87,19 @@ def flags_written(one: Any) -> int:
     if one.is_string_instruction and (one.has_rep_prefix or one.has_repne_prefix):
         return 0
     return int(one.rflags_written | one.rflags_cleared | one.rflags_set)
+
+
+def may_jump(one: Any) -> bool:
+    """Whether it may go on elsewhere than behind itself."""
+    return one.flow_control not in (FlowControl.NEXT, FlowControl.EXCEPTION)
+
+
+def may_go_back(one: Any) -> bool:
+    """Whether it may go on at itself or before; also where it is not known."""
+    if not may_jump(one):
+        return False
+    says_where = one.op0_kind in (OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64)
+    return not says_where or bool(one.near_branch_target <= one.ip)
 
 
 def undefined_behind(one: Any, before: int) -> int:

@@ -127,12 +127,12 @@ def _is_prefix(byte: int, bits: int) -> bool:
 
 
 def _is_ambiguous(one: Any, prefixes: bytes, opcode: bytes) -> bool:
-    """Whether more than one prefix may be the one that it needs, or that repeats it: 66 may be its size of operands
-    besides.
+    """Whether more than one prefix may be the one that its opcode needs, or that repeats it: 66 may be its size of
+    operands besides.
     """
-    if {0xF2, 0xF3} <= set(prefixes):
-        return True
     mandatory = {0x66, 0xF2, 0xF3} & set(prefixes)
+    if len(mandatory - {0x66}) > 1:
+        return opcode[:1] == b"\x0f" or bool(one.is_string_instruction)
     return opcode[:1] == b"\x0f" and len(mandatory) > 1 and one.op_code().operand_size != 16
 
 

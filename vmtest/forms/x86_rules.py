@@ -98,17 +98,30 @@ def _conditions(case: Case, one: Any) -> dict[str, int]:
     return {"fsw": 0x4500} if "fsw" in case.isa.places else {}
 
 
+def _but_c2(case: Case, one: Any) -> dict[str, int]:
+    return {"fsw": 0x4100} if "fsw" in case.isa.places else {}
+
+
 def _quotient(case: Case, one: Any) -> dict[str, int]:
-    """C0, C1 and C3 are bits of a quotient, which there is none of where an operand is no number, infinite or empty, or
-    the divisor 0. What another instruction has made of them is not known.
+    """C0, C1 and C3 are bits of a quotient. It is not told where there is none, since an operand is no number or the
+    divisor 0; where it is too large to be had at once, and C2 is set; and where another instruction may have made of
+    the operands what is not known. Of an empty register C1 is 0.
     """
     if "fsw" not in case.isa.places:
         return {}
     values = case.isa.values(case.state)
-    top = values["fsw"] >> 11 & 7
-    are_there = all(values["ftw"] >> (top + at) % 8 & 1 and _is_finite(values[f"st{at}"]) for at in (0, 1))
-    divides = are_there and values["st1"] % (1 << 64) != 0
-    return {} if divides and one.len == len(case.code) else {"fsw": 0x4300}
+    top, dividend, divisor = values["fsw"] >> 11 & 7, values["st0"], values["st1"]
+    if one.ip != case.start:
+        return {"fsw": 0x4300}
+    if not all(values["ftw"] >> (top + at) % 8 & 1 for at in (0, 1)):
+        return {"fsw": 0x4100}
+    is_at_once = (dividend >> 64 & 0x7FFF) - (divisor >> 64 & 0x7FFF) < 64
+    divides = _is_finite(divisor) and divisor >> 64 & 0x7FFF and is_at_once
+    return {} if _is_finite(dividend) and (divides or _is_infinite(divisor)) else {"fsw": 0x4300}
+
+
+def _is_infinite(value: int) -> bool:
+    return value & (1 << 79) - 1 == 0x7FFF << 64 | 1 << 63
 
 
 def _is_finite(value: int) -> bool:
@@ -135,9 +148,11 @@ UNDEFINED: Mapping[str, Callable[[Case, Any], dict[str, int]]] = {
         " fcmovnbe fcmovnu fdecstp fdiv fdivp fidiv fdivr fdivrp fidivr ffree fild fincstp fist fistp"
         " fisttp fld fld1 fldl2t fldl2e fldpi fldlg2 fldln2 fldz fldcw fmul fmulp fimul fnop fpatan"
         " fscale frndint fsqrt fst fstp fnstcw fstcw fsub fsubp fisub fsubr fsubrp fisubr fxch fxtract"
-        " fyl2x fyl2xp1 fptan fsin fcos fsincos fstpnce ffreep fcomi fcomip fucomi fucomip",
+        " fyl2x fyl2xp1 fstpnce ffreep",
         _conditions,
     ),
+    # C2 says whether the operand is out of range. (FCOMI, FUCOMI and theirs leave all of them as they are.)
+    **_all("fptan fsin fcos fsincos", _but_c2),
     # SDM, volume 2, FPREM: what they hold is told of a quotient.
     "fprem": _quotient,
     "fprem1": _quotient,

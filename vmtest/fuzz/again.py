@@ -16,8 +16,9 @@ __all__ = ["Again", "again"]
 
 
 class Again(NamedTuple):
-    """What has come of a case. ``compared`` is how many could run it. ``keys`` are those of its clusters that are the
-    finding's, and ``others`` the rest; ``limits`` is what is put down to known limits. ``blind`` are as Fleet has them.
+    """What has come of a case. ``compared`` is how many could run it, and say that they have what it needs. ``keys``
+    are those of its clusters that are the finding's, and ``others`` the rest; ``limits`` is what is put down to known
+    limits. ``blind`` are as Fleet has them.
     """
 
     outcomes: Mapping[str, Outcome]
@@ -57,4 +58,9 @@ def _again(
     same = key if {key.who, key.against} <= {*labels} else key[:3]
     keys = [other for other in verdict.keys if other[: len(same)] == same]
     others = [other for other in verdict.keys if other not in keys]
-    return Again(outcomes, len(verdict.compared), keys, others, [row.what for row in verdict.limits], blind)
+    counting = [
+        name
+        for name in verdict.compared
+        if name not in verdict.unclaimed and (key.kind == "decoding" or outcomes[name].status != "decoded")
+    ]
+    return Again(outcomes, len(counting), keys, others, [row.what for row in verdict.limits], blind)

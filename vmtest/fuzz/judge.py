@@ -18,15 +18,17 @@ __all__ = ["Judge", "Verdict"]
 
 
 class Verdict(NamedTuple):
-    """Of one case. ``compared`` are the executors that could run it; ``keys`` are the clusters it belongs to, and
-    ``limits`` what is put down to an executor's known limits instead. ``unclaimed`` are those that differ, and do not
-    say that they have what the case needs: they do not count.
+    """Of one case. ``compared`` are the executors that said something of it; ``keys`` are the clusters it belongs to,
+    and ``limits`` what is put down to an executor's known limits instead. ``unclaimed`` are those that differ, and do
+    not say that they have what the case needs: they do not count. Where there are keys, ``voting`` are those that say
+    so, whether they differ or not.
     """
 
     compared: Sequence[str]
     keys: Sequence[Key]
     limits: Sequence[Limit]
     unclaimed: Collection[str] = ()
+    voting: Collection[str] = ()
 
 
 _OF_THE_LAST = frozenset(KINDS[: KINDS.index("memory")])
@@ -50,7 +52,7 @@ class Judge:
         wrong = self._wrong_decoders(case, outcomes) if len(able) < len(told) else {}
         able.sort(key=lambda name: outcomes[name].status == "died")
         if able and outcomes[able[0]].status == "died":
-            return Verdict(told, [self._death(case, name) for name in able], ())
+            return Verdict(told, [self._death(case, name) for name in able], (), voting=told)
         if not self._differing(case, outcomes, able) and not wrong:
             return Verdict(told, (), ())
         decoded = self._forms.decode(case.code, case.start)
@@ -68,7 +70,16 @@ class Judge:
             if who in self._survey.able(needed(self._isa, _begun(case, decoded, [outcomes[who]]))):
                 form = _called([one.form for one in decoded])
                 keys.append(Key(self._isa, form, "decoding", self._labels[name], self._labels[who]))
-        return Verdict(told, keys, limits, unclaimed={*able} - {*claiming})
+        voting = self._voting(case, outcomes, told, decoded) if keys else ()
+        return Verdict(told, keys, limits, {*able} - {*claiming}, voting)
+
+    def _voting(
+        self, case: Case, outcomes: Mapping[str, Outcome], told: Sequence[str], decoded: Sequence[Instruction]
+    ) -> Collection[str]:
+        """Those that say that they have what has run of the case, wherever it has ended."""
+        ran = [outcomes[name] for name in told if outcomes[name].status != "decoded"]
+        furthest = max((_begun(case, decoded, [outcome]) for outcome in ran), key=len)
+        return [name for name in told if name in self._survey.able(needed(self._isa, furthest))]
 
     @staticmethod
     def _beyond_limits(

@@ -165,7 +165,8 @@ class Shard:
             small, (outcomes, judged) = case, self._anew(case, key)
         if key not in judged.keys:
             return None
-        labels = {name: self._labels[name] for name in outcomes if name not in judged.unclaimed}
+        pair = self._names(key)
+        labels = {name: self._labels[name] for name in outcomes if name in pair or name in judged.voting}
         counting = {label: outcomes[name] for name, label in labels.items()}
         blind = {label: self._blind[name] for name, label in labels.items()}
         return Finding(

@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping
 
 from tabulate import tabulate
 
-from vmtest.compare.outcomes import Aspect, aspects, verdict
-from vmtest.compare.pairs import undefined_after
+from vmtest.compare.outcomes import Aspect, aspects, left_undefined, verdict
 from vmtest.forms import forms
 from vmtest.model.case import Case, Outcome
 
@@ -22,7 +21,7 @@ def side_by_side(
     shown = [_cells(row, outcomes) for row in rows if row.name == "status" or row.changes or row.differs]
     known, lines = forms(case.isa.name), [str(case)]
     lines.append("; ".join(known.text(case.code, case.start)))
-    undefined = [f"{name} {_bits(case, name, mask)}" for name, mask in undefined_after(case, None).items()]
+    undefined = [f"{name} {_bits(case, name, mask)}" for name, mask in left_undefined(case, outcomes).items()]
     if undefined:
         lines.append(f"left undefined by the manual, and not compared: {', '.join(undefined)}")
     lines += ["", tabulate(shown, headers=("", "began", *outcomes), disable_numparse=True), ""]
