@@ -31,6 +31,28 @@ def test_cases_in_a_test(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*Divergence: x86_64 c4e2f8f3db rbx=0x1", "*!= rflags*"])
 
 
+def test_nothing_to_compare(pytester: pytest.Pytester) -> None:
+    """Where fewer than two ran a case that is an error, and no test that has passed."""
+    pytester.makepyfile(
+        """
+        import pytest
+        from vmtest.errors import UsageError
+
+        @pytest.mark.parametrize(
+            ("case", "names"),
+            [("ffc0", "unicorn"), ("ffc0", "unicorn,unicorn"), ("0f05", "native,qemu"), ("ffc0", "capstone,iced")],
+        )
+        def test(executors, case, names):
+            with pytest.raises(UsageError, match="nothing was compared"):
+                executors.assert_same(f"x86_64 {case}", names)
+
+        def test_decoder(executors):
+            executors.assert_same("x86_64 ffc0", "native,capstone")
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=5)
+
+
 def test_only_new_clusters_fail(pytester: pytest.Pytester) -> None:
     """Without a baseline that is said; --vm-accept writes one; with it the test passes; what it does not hold fails,
     and the report says how many cases and clusters there were.

@@ -242,7 +242,7 @@ def test_the_smallest_case_can_be_written(isa_name: str) -> None:
 
 
 def test_who_has_no_vote() -> None:
-    """An executor has no vote on an instruction that it does not say it has, also where it agrees with one that does."""
+    """An executor has no vote on an instruction that it does not say it has, also where it agrees with another."""
     case = _case("c5fb58c1")  # vaddsd
     names = ["native", "qemu", "unicorn"]
     fleet = SimpleNamespace(
@@ -377,8 +377,12 @@ def test_plans_that_compare_nothing() -> None:
         ('{"vmtest-baseline": 99}\n', "a baseline of format 99"),
         ("", "is no baseline"),
         ("nonsense", "is no baseline"),
-        ('{"vmtest-baseline": 1}\n{"isa": 1}\n', "is no baseline"),
-        ('{"vmtest-baseline": 1}\n[]\n', "is no baseline"),
+        ('{"vmtest-baseline": 1}\n{"isa": 1}\n', ":2 is no line of a baseline"),
+        (
+            '{"vmtest-baseline": 1}\n\n{"isa": "a", "form": "b", "kind": "c", "who": "d", "against": "e"}\n',
+            ":3: 'c' is no kind",
+        ),
+        ('{"vmtest-baseline": 1}\n[]\n', ":2 is no line of a baseline"),
     ],
 )
 def test_baselines_that_are_none(tmp_path: Path, text: str, told: str) -> None:

@@ -41,7 +41,7 @@ def test_strategies_are_healthy(name: str) -> None:
     @settings(max_examples=20, database=None)
     @given(instructions(name, max_size=8), states(name), cases(name, max_size=4))
     def check(code: bytes, state: dict[str, int], case: Case) -> None:
-        assert len(code) % forms(name).step == 0
+        assert len(code) % isa(name).step == 0
         assert isa(name).values(isa(name).state(state)).items() >= state.items()
         assert case.isa.name == name
 

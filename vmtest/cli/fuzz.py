@@ -89,6 +89,8 @@ def insn(
         raise UsageError("--accept writes to a baseline", hint="--baseline FILE")
     known = accepted.known(baseline, accept)
     chosen = _sources(sources or ("forms" if forms else None), SOURCES)
+    if forms and "forms" not in chosen:
+        raise UsageError("--forms is for the source forms, which is not one of --sources", hint="--sources forms,…")
     if corpus is not None and "mutants" not in chosen:
         raise UsageError("a corpus is for mutants, and none are made", hint="--sources mutants, or forms,mutants")
     prepared(findings)
@@ -129,8 +131,11 @@ def insn(
             reports[0].interrupted = True
             trouble += [error] if isinstance(error, HostError) else []
     (report,) = reports
-    for finding in report.new:
-        write(findings, finding)
+    try:
+        for finding in report.new:
+            write(findings, finding)
+    except HostError as error:
+        trouble.append(error)
     click.echo(as_line("end", summary_as_dict(report)) if as_json else "\n" + summary(report, str(findings)))
     if accept and baseline is not None:
         accepted.save(baseline, report.findings.values())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -26,7 +28,7 @@ def insn() -> None:
 
 @insn.command()
 @click.argument("words", metavar="CODE", nargs=-1, required=True)
-@click.option("--isa", "isa_name", metavar="ISA", default="x86_64", help="the instruction set  [x86_64]")
+@click.option("--isa", "isa_name", metavar="ISA", help="the instruction set  [x86_64, or the case's own]")
 @click.option("--set", "registers", metavar="REGISTER=NUMBER", multiple=True, help="what a register begins with")
 @click.option("--mem", "memory", metavar="PLACE=HEX", multiple=True, help="bytes of the data window at 0x20000000")
 @click.option("--executors", metavar="NAMES", help="which, with commas  [all that can run it here]")
@@ -34,7 +36,7 @@ def insn() -> None:
 @click.option("--json", "as_json", is_flag=True, help="print a JSON object instead of a table")
 def run(
     words: tuple[str, ...],
-    isa_name: str,
+    isa_name: str | None,
     registers: tuple[str, ...],
     memory: tuple[str, ...],
     executors: str | None,
@@ -46,27 +48,38 @@ def run(
     CODE is the instructions' bytes in hex, or a case as it is printed: "x86_64 c4e2f8f3db rbx=0x1". The data window
     is 8 KiB of zeros at 0x20000000, the stack pointer in its middle; nothing else is mapped.
 
-    The exit code is 1 where there is a difference that counts.
+    All that differs is shown, also what fuzzing puts down to an executor's known limits. The exit code is 1 where there
+    is a difference that counts.
     """
     from vmtest.executors import fleet
     from vmtest.model.case import Case
-    from vmtest.model.isa import ISAS
-    from vmtest.report.insn import side_by_side
+    from vmtest.report.insn import as_dict, side_by_side
 
-    line = " ".join(words).split()
-    if not line or line[0] not in ISAS:
-        line.insert(0, isa_name)
+    line = _line(" ".join(words).split(), isa_name)
     places = [f"[{place.partition('=')[0]}]={place.partition('=')[2]}" for place in memory]
     case = Case.parse(" ".join([*line, *registers, *places]))
     with fleet(names_of(executors, case.isa.name, qemus), case.isa) as several:
         outcomes = {name: outcome for name, (outcome,) in several.run([case]).items()}
         table, differs = side_by_side(case, outcomes, several.blind)
     if as_json:
-        said = {name: outcome.as_dict(case.isa) for name, outcome in outcomes.items()}
-        click.echo(json.dumps({"case": str(case), "differs": differs, "outcomes": said}, indent=2))
+        click.echo(json.dumps(as_dict(case, outcomes, several.blind), indent=2))
     else:
         click.echo(table)
     return int(differs)
+
+
+def _line(words: list[str], isa_name: str | None) -> list[str]:
+    """A case's words: its instruction set, its code in one, and the rest."""
+    from vmtest.model.isa import ISAS
+
+    own = words.pop(0) if words and (words[0] in ISAS or not re.fullmatch(r"(0x)?[0-9a-fA-F]*", words[0])) else None
+    if own and isa_name and own != isa_name:
+        raise UsageError(f"the case is of {own}, and --isa says {isa_name}")
+    at = next((at for at, word in enumerate(words) if "=" in word), len(words))
+    code = "".join(word.removeprefix("0x") for word in words[:at])
+    if not code:
+        raise UsageError("there is no code to run", hint="its bytes in hex, such as c4e2f8f3db")
+    return [own or isa_name or "x86_64", code, *words[at:]]
 
 
 @insn.command("list")
@@ -94,7 +107,7 @@ def names_of(said: str | None, isa_name: str, qemus: Sequence[str] = (), *, bulk
     """
     from vmtest.executors import EXECUTORS, available
 
-    more = [f"qemu:{path}" for path in qemus]
+    more = [f"qemu:{Path(path).resolve() if '/' in path else path}" for path in qemus]
     if said is not None:
         names = [name.strip() for name in said.split(",") if name.strip()]
         if not names:

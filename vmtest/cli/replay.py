@@ -32,9 +32,9 @@ def replay(paths: Sequence[Path], executors: str | None, qemus: tuple[str, ...],
     FINDING is a file that ``vmtest fuzz insn`` has written (*.json), a reproducer of a device's crash (*.toml), or a
     folder of them.
 
-    An instruction's is there where the same of the same form differs between the same two executors. On others than
-    its own, and other versions, it is where any two of them differ in that. A device's is where it ends QEMU: the
-    installed one, or one of --qemu.
+    A difference is still there where the case is of the same cluster again: the same kind, on the same form, between
+    the same two executors; on other executors or versions, between any two. A crash of a device is where it ends the
+    installed QEMU, or one of --qemu.
 
     The exit code is 1 where one is still there, 0 where none is, 2 where a file could not be read, its executors are
     not to be had, or fewer than two of them can run it: the others are run all the same.
@@ -51,6 +51,7 @@ def replay(paths: Sequence[Path], executors: str | None, qemus: tuple[str, ...],
         told = tally.total - tally.untold
         words = [f"{tally.there} of {told} are still there"] if told else []
         words += [f"{tally.untold} could not be compared"] if tally.untold else []
+        words += [f"{tally.failed} could not be run"] if tally.failed else []
         click.echo(", ".join(words))
     return 2 if tally.failed or tally.untold else int(bool(tally.there))
 
@@ -132,9 +133,11 @@ def _is_open(result: Again) -> bool:
 
 
 def _as_json(file: Path, case: Case, result: Again) -> str:
-    said = {name: outcome.as_dict(case.isa) for name, outcome in result.outcomes.items()}
-    data = {"finding": str(file), "case": str(case), "differs": None if _is_open(result) else bool(result.keys)}
-    return json.dumps(data | {"others": [key._asdict() for key in result.others], "outcomes": said})
+    from vmtest.report.insn import as_dict
+
+    data = {"finding": str(file)} | as_dict(case, result.outcomes, result.blind)
+    data |= {"differs": None if _is_open(result) else bool(result.keys), "limits": list(result.limits)}
+    return json.dumps(data | {"others": [key._asdict() for key in result.others]})
 
 
 def _as_text(file: Path, finding: Finding, case: Case, result: Again) -> str:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
+from vmtest.errors import VmtestError
 from vmtest.executors.base import Engine
 from vmtest.executors.lives import BEGIN, CODE
 from vmtest.executors.worker import serve
@@ -31,8 +32,11 @@ def _live(make: Callable[[], Engine], descriptors: Sequence[int], parent: int) -
     try:
         serve(make(), source, sink, mmap.mmap(shared, mmap.PAGESIZE), parent)
         os._exit(0)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        if isinstance(error, VmtestError):  # it says why
+            print(error, file=sys.stderr)
+        else:
+            traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # within, while nothing of serve() is closed yet
 

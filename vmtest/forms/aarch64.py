@@ -71,7 +71,6 @@ _FLOAT = "a NaN is quieted and passed on, a signaling one first, then the first 
 class Table(Words):
     """See the module."""
 
-    step = 4
     groups: ClassVar = {4: 0x1E000000}
     majors: ClassVar = {4: 0xFFE00000}
     aligned = ("exact", "ordered")

@@ -33,12 +33,10 @@ class Draft(NamedTuple):
 class Forms:
     """The forms of one instruction set. This class knows none: its subclasses do.
 
-    ``names`` are all forms that can be made, in an order that does not change. ``step`` is of how many bytes' multiples
-    are their sizes, and the places where they may begin.
+    ``names`` are all forms that can be made, in an order that does not change.
     """
 
     names: tuple[str, ...] = ()
-    step: int = 1
 
     def __init__(self, isa: Isa) -> None:
         self.isa = isa

@@ -66,7 +66,6 @@ _BOX = 0xFFFFFFFF
 class Table(Words):
     """See the module."""
 
-    step = 2
     groups: ClassVar = {4: 0x7F, 2: 0xE003}
     majors: ClassVar = {4: 0x7000707C, 2: 0xFC03}
     aligned = ("atomic",)

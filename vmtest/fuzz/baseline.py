@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from vmtest.compare.pairs import KINDS
 from vmtest.errors import HostError, UsageError
 from vmtest.fuzz.finding import Finding, Key
 
@@ -28,18 +29,31 @@ def load(path: Path) -> frozenset[Key]:
 def _lines(path: Path) -> dict[Key, str]:
     """Its lines by their clusters."""
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"the baseline {path} is not a file", hint=_HINT)
         head, *lines = path.read_text().splitlines() or [""]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"the baseline {path} cannot be read: {getattr(error, 'strerror', error)}", hint=_HINT
+        ) from None
+    try:
         version = json.loads(head)["vmtest-baseline"]
-        if version != FORMAT:
-            raise UsageError(
-                f"{path} is a baseline of format {version!r}, and this vmtest reads {FORMAT}",
-                hint=_HINT,
-            )
-        return {Key(*(str(json.loads(line)[name]) for name in Key._fields)): line for line in lines if line.strip()}
-    except OSError as error:
-        raise UsageError(f"the baseline {path} cannot be read: {error.strerror}", hint=_HINT) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no baseline: {error!r}", hint=_HINT) from None
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{path} is no baseline", hint=_HINT) from None
+    if version != FORMAT:
+        raise UsageError(f"{path} is a baseline of format {version!r}, and this vmtest reads {FORMAT}", hint=_HINT)
+    return {_key(path, number, line): line for number, line in enumerate(lines, 2) if line.strip()}
+
+
+def _key(path: Path, number: int, line: str) -> Key:
+    try:
+        data = json.loads(line)
+        key = Key(*(str(data[name]) for name in Key._fields))
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{path}:{number} is no line of a baseline: {line[:60]}", hint=_HINT) from None
+    if key.kind not in KINDS:
+        raise UsageError(f"{path}:{number}: {key.kind!r} is no kind of difference", hint=f"of {', '.join(KINDS)}")
+    return key
 
 
 def known(path: Path | None, accept: bool) -> frozenset[Key]:

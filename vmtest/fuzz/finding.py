@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 
 from vmtest.compare.pairs import KINDS
 from vmtest.errors import HostError, UsageError
+from vmtest.forms import Instruction, forms
 from vmtest.model.case import Case
 
 __all__ = ["FORMAT", "Finding", "Key", "prepared", "read", "write"]
@@ -109,10 +110,18 @@ class Finding:
                 seed=int(data.get("seed", 0)),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UsageError(f"this finding lacks something, or has nonsense in it: {error!r}") from None
-        if key.kind not in KINDS or found.case.isa.name != key.isa or not found.executors:
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise UsageError(f"this finding lacks something, or has nonsense in it: {what}") from None
+        if key.kind not in KINDS or found.case.isa.name != key.isa or not found.executors or key.who == key.against:
             raise UsageError(f"this finding contradicts itself: {key}")
+        if key.form.rpartition(" ; ")[2] not in {one.form for one in decoded(found.case)}:
+            raise UsageError(f"this finding contradicts itself: {found.case} is no {key.form}")
         return found
+
+
+def decoded(case: Case) -> Sequence[Instruction]:
+    """The instructions of its code."""
+    return forms(case.isa.name).decode(case.code, case.start)
 
 
 def read(path: Path) -> Finding:

@@ -177,7 +177,7 @@ class Generator:
         """The first that begins where an instruction may, and has no banned one in it."""
         while True:
             case = make()
-            if len(case.code) % self._forms.step:
+            if len(case.code) % case.isa.step:
                 continue
             decoded = self._forms.decode(case.code, case.start)
             if not any(one.form in self._banned for one in decoded):

@@ -39,7 +39,7 @@ def _first(candidates: Sequence[Case], same: Same) -> Case | None:
 
 def _shorter(case: Case, same: Same) -> Case:
     """Bytes left out, and others zeroed."""
-    while found := _first([replace(case, code=code) for code in _without(case.code)], same):
+    while found := _first([replace(case, code=code) for code in _without(case.code, case.isa.step)], same):
         case = found
     end = len(case.code)
     while found := _first([_with_zero(case, at) for at in reversed(range(1, end)) if case.code[at]], same):
@@ -48,10 +48,10 @@ def _shorter(case: Case, same: Same) -> Case:
     return case
 
 
-def _without(code: bytes) -> Iterator[bytes]:
-    """The code without some of its bytes, the shortest first."""
+def _without(code: bytes, step: int) -> Iterator[bytes]:
+    """The code without some of its bytes, the shortest first, in steps of its instructions."""
     for size in (8, 4, 2, 1):
-        for at in range(len(code) - size + 1) if len(code) > size else ():
+        for at in range(0, len(code) - size + 1, step) if len(code) > size and size % step == 0 else ():
             yield code[:at] + code[at + size :]
 
 

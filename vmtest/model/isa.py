@@ -34,7 +34,8 @@ class Register:
 
 @dataclass(frozen=True, kw_only=True)
 class Isa:
-    """``illegal`` is the vector of the exception for what is no instruction. ``code_most`` bytes is the longest code of
+    """``step`` is of how many bytes' multiples are the sizes of its instructions, and the places where they may begin.
+    ``illegal`` is the vector of the exception for what is no instruction. ``code_most`` bytes is the longest code of
     a case. ``fixed`` are bits, by register, that are no state of the program's and stay as they are: (mask, value).
     ``code`` and ``data`` are the addresses of its two windows.
 
@@ -47,6 +48,7 @@ class Isa:
     registers: tuple[Register, ...]
     flags: str = ""
     code_most: int = 64
+    step: int = 1
     fixed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     code: int = CODE
     data: int = DATA
@@ -186,6 +188,7 @@ ISAS: dict[str, Isa] = {
         Isa(
             name="aarch64",
             what="A64",
+            step=4,
             illegal=0x00,  # Arm ARM, DDI 0487, D17.2.37: ESR_ELx.EC, unknown reason
             flags="nzcv",
             fixed={"nzcv": _but(0xF000_0000, 8)},
@@ -199,6 +202,7 @@ ISAS: dict[str, Isa] = {
         Isa(
             name="arm",
             what="A32, ARMv7-A with VFP and NEON",
+            step=4,
             illegal=_ARM_UNDEFINED,
             flags="apsr",
             fixed=_ARM_FIXED,
@@ -207,6 +211,7 @@ ISAS: dict[str, Isa] = {
         Isa(
             name="thumb",
             what="T32, ARMv7-A with VFP and NEON",
+            step=2,
             illegal=_ARM_UNDEFINED,
             flags="apsr",
             fixed=_ARM_FIXED,
@@ -215,6 +220,7 @@ ISAS: dict[str, Isa] = {
         Isa(
             name="riscv64",
             what="RV64GC",
+            step=2,
             illegal=2,  # RISC-V privileged manual, table 3.6
             registers=(
                 *(Register(name=f"x{n}", size=8, value=_STACK if n == 2 else 0) for n in range(1, 32)),
@@ -224,6 +230,7 @@ ISAS: dict[str, Isa] = {
         Isa(
             name="riscv32",
             what="RV32GC",
+            step=2,
             illegal=2,
             registers=(
                 *(Register(name=f"x{n}", size=4, value=_STACK if n == 2 else 0) for n in range(1, 32)),
@@ -233,6 +240,7 @@ ISAS: dict[str, Isa] = {
         Isa(
             name="mips32",
             what="MIPS32, little-endian",
+            step=4,
             illegal=10,  # MIPS32, volume III, Cause.ExcCode
             registers=(
                 *(Register(name=f"r{n}", size=4, value=_STACK if n == 29 else 0) for n in range(1, 32)),

@@ -26,7 +26,8 @@ class Executors:
         self._fleets: dict[tuple[str, tuple[str, ...]], Fleet] = {}
 
     def run(self, case: Case | str, names: Sequence[str] | str = ()) -> Mapping[str, Outcome]:
-        """The outcomes of a case, which may be a line such as "x86_64 c4e2f8f3db rbx=1", by executor.
+        """The outcomes of a case, which may be a line such as "x86_64 c4e2f8f3db rbx=1", by executor: its registers are
+        ``isa("x86_64").values(outcome.state)["rax"]``.
 
         Raises UsageError for what is no case, HostError where an executor cannot be had.
         """
@@ -36,7 +37,9 @@ class Executors:
         return {name: outcome for name, (outcome,) in self._fleet(said.isa.name, names).run([said]).items()}
 
     def assert_same(self, case: Case | str, names: Sequence[str] | str = ()) -> None:
-        """Raise Divergence, with the table side by side, where executors differ on a case in what counts."""
+        """Raise Divergence, with the table side by side, where executors differ on a case in what counts: all that
+        ``vmtest insn run`` shows, known limits of fuzzing included. Raises UsageError where fewer than two ran it.
+        """
         from vmtest.model.case import Case
         from vmtest.report.insn import side_by_side
 
@@ -46,6 +49,12 @@ class Executors:
         table, differs = side_by_side(said, outcomes, several.blind)
         if differs:
             raise Divergence(table)
+        able = [name for name, outcome in outcomes.items() if outcome.status != "unsupported"]
+        if len(able) < 2 or all(outcomes[name].status == "decoded" for name in able):
+            raise UsageError(
+                f"nothing was compared: of {' and '.join(outcomes)} {' and '.join(able) or 'none'} can run {said}",
+                hint="name two that can; vmtest insn list",
+            )
 
     def fuzz(
         self,
@@ -100,7 +109,7 @@ class Executors:
         from vmtest.executors import available
 
         said = names.split(",") if isinstance(names, str) else list(names)
-        found = [name.strip() for name in said if name.strip()] or available(isa, bulk=True)
+        found = list(dict.fromkeys(name.strip() for name in said if name.strip())) or available(isa, bulk=True)
         if len(found) < least:
             if names:
                 raise UsageError(f"there is nothing to compare {found} with")

@@ -72,6 +72,8 @@ def summary(report: Report, folder: str) -> str:
         f"{report.compared:,} could be compared, {report.differing:,} of them differed; {report.alone:,} were run by"
         " fewer than two"
     )
+    if report.limits or report.findings:
+        lines.append("a case may differ in several ways, and is counted in each of them:")
     lines += [f"  {times:,} put down to a known limit: {what}" for what, times in report.limits.most_common()]
     if report.unclaimed:
         lines.append(f"  {report.unclaimed:,} differed over what an executor does not claim to have, and do not count")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from tabulate import tabulate
 
@@ -10,7 +11,7 @@ from vmtest.compare.outcomes import Aspect, aspects, left_undefined, verdict
 from vmtest.forms import forms
 from vmtest.model.case import Case, Outcome
 
-__all__ = ["side_by_side"]
+__all__ = ["as_dict", "side_by_side"]
 
 
 def side_by_side(
@@ -34,6 +35,29 @@ def side_by_side(
     compared = sum(outcome.status != "unsupported" for outcome in outcomes.values())
     lines.append(said or ("no difference" if compared > 1 else "nothing to compare it with"))
     return "\n".join(lines), bool(said)
+
+
+def as_dict(
+    case: Case, outcomes: Mapping[str, Outcome], blind: Mapping[str, Collection[str]] | None = None
+) -> dict[str, Any]:
+    """The same for JSON: ``rows`` are those that differ, by executor, each with why it does not count, where it does
+    not; ``undefined`` are the bits that are not compared.
+    """
+    rows = aspects(case, outcomes, blind)
+    said = verdict(rows)
+    return {
+        "case": str(case),
+        "text": forms(case.isa.name).text(case.code, case.start),
+        "differs": bool(said),
+        "verdict": said,
+        "rows": [
+            {"name": row.name, "began": row.began, "values": dict(row.values), "excused": row.excused}
+            for row in rows
+            if row.differs
+        ],
+        "undefined": {name: _bits(case, name, mask) for name, mask in left_undefined(case, outcomes).items()},
+        "outcomes": {name: outcome.as_dict(case.isa) for name, outcome in outcomes.items()},
+    }
 
 
 def _bits(case: Case, name: str, mask: int) -> str:
