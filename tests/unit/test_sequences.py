@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vmtest.devices.access import Access, Flush, Out, Store, Write, encode
+from vmtest.devices.access import Access, Flush, Out, Read, Store, Write, encode
 from vmtest.devices.session import Board
 from vmtest.devices.target import Area, Target
-from vmtest.fuzz.sequences import ARENA, Drawer
+from vmtest.fuzz.sequences import ARENA, Avoided, Drawer
 from vmtest.fuzz.shrink import shrink
 
 AREAS = (
@@ -43,6 +43,25 @@ def test_what_is_drawn_can_be_said() -> None:
             assert all(at + length <= area.address + area.size for area in within)
             reached |= {area.name for area in within}
     assert reached == {"a", "b", "c"}
+
+
+def test_what_ends_qemu_at_once_is_left_out() -> None:
+    """The same access is not made again; after some of an area none of it, where there are others; reading goes on."""
+    avoided = Avoided(TARGET)
+    assert Write(0xE0000000, 1, 4) not in avoided
+    for number in range(3):
+        avoided.add(Write(0xE0000000 + 8 * number, number, 4))
+    assert Write(0xE0000008, 77, 4) in avoided
+    assert Write(0xE0000100, 1, 4) not in avoided
+    avoided.add(Write(0xE0000040, 1, 1))
+    assert Write(0xE0000100, 1, 4) in avoided
+    assert Read(0xE0000100, 4) not in avoided
+    assert Out(0xC000, 1, 1) not in avoided
+    assert Store(0x100000, b"a") not in avoided
+    alone = Avoided(Target(name="x", board=Board(arguments=()), areas=AREAS[:1]))
+    for number in range(10):
+        alone.add(Write(0xE0000000 + 8 * number, number, 4))
+    assert Write(0xE0000100, 1, 4) not in alone
 
 
 def test_fewest_and_simplest() -> None:

@@ -11,13 +11,21 @@ __all__ = ["Crash", "crash"]
 
 class Crash(NamedTuple):
     """``kind`` is "assertion", "abort", "signal", "hang", "memory", "sanitizer", "error" or "exit". ``signature`` says
-    what it was, ``words`` are QEMU's own. ``done`` is how many operations were answered before.
+    what it was, ``words`` are QEMU's own. ``done`` is how many operations were answered before. ``where`` is the place
+    in QEMU's code, of this build, where that was looked at; "" where it was not.
     """
 
     kind: str
     signature: str
     words: str
     done: int
+    where: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells it from others of the same QEMU: where there are no words, by its place."""
+        at = self.where.partition(" ")[0] if self.kind in ("signal", "abort") else ""
+        return f"{self.signature} at {at}" if at else self.signature
 
     @property
     def is_clean(self) -> bool:

@@ -17,7 +17,8 @@ from typing import Self
 from vmtest.deadline import Deadline
 from vmtest.devices.access import Access, ClockSet, ClockStep, Flush, In, Load, Read, encode
 from vmtest.devices.crash import Crash, crash
-from vmtest.errors import HostError, QemuDied, UsageError
+from vmtest.devices.tracer import Tracer
+from vmtest.errors import HostError, QemuDied, QmpError, UsageError
 from vmtest.host import Qemu
 from vmtest.qemu.process import Process
 from vmtest.qemu.qmp import Event, Qmp
@@ -77,13 +78,15 @@ class Session:
     ``interrupts`` are the lines that were raised and lowered, of devices that were intercepted.
     """
 
-    def __init__(self, board: Board, qemu: Qemu, *, memory: int = MEMORY) -> None:
-        """Start it. Raises HostError with QEMU's own words where it does not come up."""
+    def __init__(self, board: Board, qemu: Qemu, *, memory: int = MEMORY, traced: bool = False) -> None:
+        """Start it; where it is ``traced`` a crash has its place in QEMU's code. Raises HostError with QEMU's own words
+        where it does not come up.
+        """
         self.board, self.qemu = board, qemu
         self.accel = board.accel or ("qtest" if "qtest" in qemu.accels else "tcg")
         self._directory = Workdir()
         self.events: deque[Event] = deque(maxlen=1000)
-        self._changed, self._resets = threading.Condition(), 0
+        self._changed, self._resets, self._has_ended = threading.Condition(), 0, False
         pairs = {name: socket.socketpair() for name in ("qtest", "qmp")}
         try:
             with contextlib.ExitStack() as theirs:
@@ -94,9 +97,11 @@ class Session:
                     stderr=self._directory.path / "qemu.stderr",
                     environment=self._directory.environment,
                     pass_fds=[*ends.values(), *self._inherited],
+                    on_exit=self._on_exit,
                 )
             self.qtest = Qtest(pairs["qtest"][0], patience=PATIENCE, goes_on=self._goes_on)
             self.qmp = Qmp(pairs["qmp"][0], on_event=self._on_event, deadline=Deadline(LOST))
+            self._tracer = Tracer(self.process.pid) if traced else None
         except BaseException as error:
             for pair in pairs.values():
                 pair[0].close()
@@ -178,13 +183,25 @@ class Session:
         assert isinstance(value, int)
         return value
 
-    def reset(self) -> None:
-        """Reset the machine, as its button does, and wait until that is done. Raises QmpError."""
+    def reset(self) -> Crash | None:
+        """Reset the machine, as its button does, and wait until that is done; how QEMU has ended, if it has. Raises
+        QmpError, and HostError where it does not do it.
+        """
         before = self._resets
-        self.qmp.execute("system_reset")
+        with contextlib.suppress(QmpError):  # it ends: that is seen next
+            self.qmp.execute("system_reset")
         with self._changed:
-            if not self._changed.wait_for(lambda: self._resets > before, LOST):
-                raise HostError("QEMU does not reset the machine", evidence=self.evidence())
+            done = self._changed.wait_for(lambda: self._resets > before or self._has_ended, LOST)
+        if self._has_ended:
+            return self._end(0, is_silent=False)
+        if not done:
+            raise HostError("QEMU does not reset the machine", evidence=self.evidence())
+        return None
+
+    def _on_exit(self, code: int) -> None:
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
 
     def _on_event(self, event: Event) -> None:
         with self._changed:
@@ -215,7 +232,8 @@ class Session:
         code = self.process.wait(Deadline(LOST))
         if code is None:
             raise HostError("QEMU has closed the connection, and has not ended", evidence=self.evidence())
-        return crash(code, self.process.stderr, done)
+        where = self._tracer.where if self._tracer else ""
+        return crash(code, self.process.stderr, done)._replace(where=where)
 
     def _values(self, accesses: Sequence[Access], replies: Sequence[bytes]) -> list[int | bytes | None]:
         said = (access for access in accesses if not isinstance(access, Flush))
@@ -244,6 +262,8 @@ class Session:
 
     def close(self) -> None:
         """Kill QEMU and remove its files; a second time does nothing."""
+        if tracer := getattr(self, "_tracer", None):
+            tracer.close()
         if hasattr(self, "process"):
             self.process.kill()
         if hasattr(self, "qtest"):

@@ -11,8 +11,6 @@ import signal
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from vmtest.host import host_arch
 
@@ -30,7 +28,7 @@ _PLACES = {"x86_64": (16 * 8, 19 * 8), "aarch64": (32 * 8, 31 * 8)}
 
 
 class Tracer:
-    """Watches a process for as long as the context lasts. ``where`` is the place of a fatal signal: the code's offset
+    """Watches a process from here to ``close``. ``where`` is the place of a fatal signal: the code's offset
     in QEMU's file, and those that the stack has next; "" where there was none, or it cannot be told.
     """
 
@@ -43,15 +41,12 @@ class Tracer:
         self._over, self._ready = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="vmtest-tracer", daemon=True)
 
-    def __enter__(self) -> Self:
         if host_arch() in _PLACES:
             self._thread.start()
             self._ready.wait()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Look no more; the process goes on."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()

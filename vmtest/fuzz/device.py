@@ -12,7 +12,7 @@ from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import SETTLE, Reproducer
 from vmtest.devices.session import Session
 from vmtest.devices.target import Target
-from vmtest.fuzz.sequences import Drawer
+from vmtest.fuzz.sequences import Avoided, Drawer
 from vmtest.fuzz.shrink import shrink
 from vmtest.host import Qemu
 
@@ -30,7 +30,7 @@ SOON = 0.02
 
 @dataclass(kw_only=True)
 class Report:
-    """What has come of it so far: ``crashes`` are by signature; ``unconfirmed`` did not come again on a QEMU that was
+    """What has come of it so far: ``crashes`` are by Crash.key; ``unconfirmed`` did not come again on a QEMU that was
     just started; ``ends`` counts all ends of QEMU, ``clean`` those in order. ``shrinking`` is how many of the
     ``seconds`` went to what crashed.
     """
@@ -56,7 +56,8 @@ class Hunt:
         self._target, self._qemu = target, qemu
         self._drawer = Drawer(target, seed)
         self.report = Report(target=target, seed=seed)
-        self._fatal: set[tuple[type, int]] = set()
+        self._avoided = Avoided(target)
+        self._at_once: set[str] = set()
 
     def run(self, *, seconds: float, told: Callable[[Report, Reproducer | None], None]) -> Report:
         """Go on for so many seconds; ``told`` is called now and then, and with each crash of a new signature."""
@@ -77,17 +78,18 @@ class Hunt:
         """One QEMU, from its start to its end; what it has ended by, where that is new."""
         history: list[list[Access]] = []
         lockstep = False
-        with Session(self._target.board, self._qemu) as session:
+        with Session(self._target.board, self._qemu, traced=True) as session:
             session.run(self._target.begin)
             crash = None
             while crash is None and len(history) < LIFE and goes_on():
                 if history and len(history) % RESET == 0:
-                    session.reset()
+                    crash = session.reset() or session.run(self._target.begin).crash
                     self.report.resets += 1
-                    session.run(self._target.begin)
+                    if crash:
+                        break
                 number = next(numbers)
                 lockstep = number // LIFE % 4 == 3
-                history.append([one for one in self._drawer.draw(number) if _place(one) not in self._fatal])
+                history.append([one for one in self._drawer.draw(number) if one not in self._avoided])
                 done = session.run(history[-1], lockstep=lockstep)
                 crash = done.crash
                 self.report.operations += len(done.replies)
@@ -98,8 +100,10 @@ class Hunt:
         if crash.is_clean:
             self.report.clean += 1
             return None
-        self.report.seen[crash.signature] = self.report.seen.get(crash.signature, 0) + 1
-        if crash.signature in self.report.crashes or crash.signature in self.report.unconfirmed:
+        self.report.seen[crash.key] = self.report.seen.get(crash.key, 0) + 1
+        if crash.key in self._at_once and crash.done:
+            self._avoided.add(_until(history[-1], crash.done)[-1])
+        if crash.key in self.report.crashes or crash.key in self.report.unconfirmed:
             return None
         begin = time.monotonic()
         try:
@@ -114,15 +118,15 @@ class Hunt:
             accesses = [*self._target.begin, *(access for piece in history[-last:] for access in piece)]
             for mode in (lockstep, not lockstep):
                 found = self._ends(accesses, mode, SETTLE)
-                if found and not found.is_clean and found.signature not in known:
+                if found and not found.is_clean and found.key not in known:
                     return self._smallest(accesses, found, mode)
             if last >= len(history):
                 break
-        self.report.unconfirmed.append(crash.signature)
+        self.report.unconfirmed.append(crash.key)
         return None
 
     def _ends(self, accesses: Sequence[Access], lockstep: bool, settle: float) -> Crash | None:
-        with Session(self._target.board, self._qemu) as session:
+        with Session(self._target.board, self._qemu, traced=True) as session:
             return session.run(accesses, lockstep=lockstep, settle=settle).crash
 
     def _smallest(self, accesses: Sequence[Access], crash: Crash, lockstep: bool) -> Reproducer:
@@ -130,7 +134,7 @@ class Hunt:
 
         def same(candidate: Sequence[Access]) -> bool:
             found = self._ends(candidate, lockstep, settle)
-            return found is not None and found.signature == crash.signature
+            return found is not None and found.key == crash.key
 
         if same(until := _until(accesses, crash.done)):
             accesses = until  # what comes later does nothing for it
@@ -146,19 +150,15 @@ class Hunt:
             accesses=tuple(small),
             lockstep=lockstep,
             signature=crash.signature,
-            title=f"{self._target.name}: {crash.kind}",
+            title=f"{self._target.name}: {crash.kind}{crash.key.removeprefix(crash.signature)}",
             source=f"vmtest fuzz device {self._target.name} --seed {self.report.seed}",
-            seen={version: crash.signature},
+            seen={version: crash.key},
         )
-        self.report.crashes[crash.signature] = made
+        self.report.crashes[crash.key] = made
         if len(small) <= len(self._target.begin) + 1:
-            self._fatal.add(_place(small[-1]))  # what ends QEMU by itself would keep it from all else
+            self._at_once.add(crash.key)
+            self._avoided.add(small[-1])
         return made
-
-
-def _place(access: Access) -> tuple[type, int]:
-    """Whether it reads or writes, and where; a place of its own for what does neither."""
-    return type(access), getattr(access, "address", getattr(access, "port", -1))
 
 
 def _until(accesses: Sequence[Access], done: int) -> Sequence[Access]:

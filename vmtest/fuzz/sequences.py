@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -9,7 +11,7 @@ from random import Random
 from vmtest.devices.access import Access, Fill, Flush, In, Out, Read, Store, Write
 from vmtest.devices.target import Area, Target
 
-__all__ = ["ARENA", "Drawer"]
+__all__ = ["ARENA", "Avoided", "Drawer"]
 
 ARENA = (0x100000, 0x40000)
 """Where in the guest's memory what devices are to find there is laid: its address, and how many bytes."""
@@ -102,6 +104,48 @@ class Drawer:
             value = self._pointer(random) if random.random() < 0.4 else self._value(random, size)
             words.append((value % (1 << 8 * size)).to_bytes(size, "little"))
         return Store(self._pointer(random) & ~7, b"".join(words))
+
+
+class Avoided:
+    """Accesses that have ended QEMU by themselves: they would keep it from all else. Where several of the areas of a
+    name have, and there are others, these are left alone.
+    """
+
+    MOST = 4
+
+    def __init__(self, target: Target) -> None:
+        self._areas = sorted(target.areas, key=lambda area: (area.is_port, area.address))
+        self._has_others = len({area.name for area in target.areas}) > 1
+        self._begins = [(area.is_port, area.address) for area in self._areas]
+        self._places: set[tuple[type, int]] = set()
+        self._times: Counter[tuple[type, str]] = Counter()
+
+    def add(self, access: Access) -> None:
+        """Have its like left out."""
+        if (place := _place(access)) is not None:
+            self._places.add(place)
+            self._times[place[0], self._area(access)] += 1
+
+    def __contains__(self, access: Access) -> bool:
+        if not self._places or (place := _place(access)) is None:
+            return False
+        is_left_alone = self._has_others and self._times[place[0], self._area(access)] >= self.MOST
+        return place in self._places or is_left_alone
+
+    def _area(self, access: Access) -> str:
+        """The name of the area that it is in."""
+        at = access.port if isinstance(access, In | Out) else getattr(access, "address", 0)
+        return self._areas[bisect(self._begins, (isinstance(access, In | Out), at)) - 1].name
+
+
+def _place(access: Access) -> tuple[type, int] | None:
+    """Whether it reads or writes, and where; None for what is no register's."""
+    match access:
+        case Read(address) | Write(address):
+            return type(access), address
+        case In(port) | Out(port):
+            return type(access), port
+    return None
 
 
 def _weight(area: Area) -> float:

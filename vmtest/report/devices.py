@@ -46,7 +46,13 @@ def summary(report: Report, folder: Path) -> str:
     if not report.crashes:
         return "\n".join([*lines, "no crash"])
     rows = [
-        (made.title.rpartition(": ")[2], signature, report.seen[signature], len(made.accesses), _mode(made))
+        (
+            made.title.rpartition(": ")[2].split()[0],
+            signature,
+            report.seen.get(signature, 1),
+            len(made.accesses),
+            _mode(made),
+        )
         for signature, made in report.crashes.items()
     ]
     lines += ["", tabulate(rows, ("kind", "signature", "seen", "operations", "sent"))]
@@ -71,7 +77,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "ends": report.ends,
         "clean": report.clean,
         "crashes": [
-            {"signature": signature, "seen": report.seen[signature], "operations": len(made.accesses)}
+            {"signature": signature, "seen": report.seen.get(signature, 1), "operations": len(made.accesses)}
             for signature, made in report.crashes.items()
         ],
         "unconfirmed": report.unconfirmed,
