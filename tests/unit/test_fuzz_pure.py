@@ -94,6 +94,10 @@ def test_what_a_jump_has_left_out_defines_nothing() -> None:
     assert difference(failed, at, zero) == Difference("flags", (("rflags", 0x40),))
     again = _case("11fcd15000f7e375f6")  # unless it was there a second time
     assert difference(again, at._replace(end=again.start + 2), zero._replace(end=again.start + 2)) is None
+    first = _case("d1ed1f00ae74dc")  # shr; no instruction; scasb, which defines them all; je, back: it came to neither
+    refused = Outcome(status="exception", state=first.isa.state({"rflags": 0x202}), end=first.start + 2, vector=6)
+    assert difference(first, refused, refused._replace(state=first.isa.state({"rflags": 0x212}))) is None
+    assert difference(first, refused, refused._replace(state=first.isa.state({"rflags": 0x203}))) is not None
     straight = replace(jump, code=bytes.fromhex("c1ef052c00"))
     assert difference(straight, _ok(straight, rflags=0x202), _ok(straight, rflags=0x212)) is not None
 

@@ -130,14 +130,16 @@ class Table(Forms):
     def undefined(self, case: Case, done: int | None = None) -> Mapping[str, int]:
         """See Forms. Source: Intel SDM, volume 1, appendix A, by iced-x86's ``rflags_undefined``, and UNDEFINED."""
         several = self._decoded(case.code, case.start)
-        end = case.end if done is None or any(may_go_back(one) for one in several) else case.start + done
+        ended = case.end if done is None else case.start + done
+        # Where it may have gone back it may have ended there at once, or when it came there again.
+        end = case.end if any(may_go_back(one) for one in several) else ended
         flags, left, has_jumped, found = 0, 0, False, dict[str, int]()
         for one in several:
             if one.ip >= end:
                 break
             flags = flags & ~_mask(flags_written(one)) | _mask(one.rflags_undefined)
             has_jumped = has_jumped or may_jump(one)
-            left |= flags if has_jumped else 0
+            left |= flags if has_jumped or one.next_ip == ended else 0
             if rule := UNDEFINED.get(mnemonic(one.op_code())):
                 for register, mask in rule(case, one).items():
                     found[register] = found.get(register, 0) | mask
