@@ -85,6 +85,7 @@ class Session:
         self.board, self.qemu = board, qemu
         self.accel = board.accel or ("qtest" if "qtest" in qemu.accels else "tcg")
         self._directory = Workdir()
+        self._silence: tuple[float, float] | None = None
         self.events: deque[Event] = deque(maxlen=1000)
         self._changed, self._resets, self._has_ended = threading.Condition(), 0, False
         pairs = {name: socket.socketpair() for name in ("qtest", "qmp")}
@@ -154,7 +155,7 @@ class Session:
         replies: list[bytes] = []
         try:
             for piece in _pieces(accesses, lockstep, has_clock=self.accel == "qtest"):
-                self._used, self._since = self.process.cpu_seconds(), time.monotonic()
+                self._silence = None
                 if isinstance(piece, float):
                     self._let_pass(piece)
                     replies.append(b"OK")
@@ -211,7 +212,10 @@ class Session:
 
     def _goes_on(self) -> bool:
         """Whether a QEMU that is silent may still answer: it has not worked for long, nor slept for longer."""
-        return self.process.cpu_seconds() - self._used < HANG and time.monotonic() - self._since < LOST
+        if self._silence is None:  # not when the operation begins: most are over before that could be asked
+            self._silence = self.process.cpu_seconds(), time.monotonic()
+        used, since = self._silence
+        return self.process.cpu_seconds() - used < HANG and time.monotonic() - since < LOST
 
     def _let_pass(self, seconds: float) -> None:
         """Let the machine's timers run for so long; one that was not started is, meanwhile."""
@@ -224,7 +228,8 @@ class Session:
     def _end(self, done: int, is_silent: bool) -> Crash:
         """How it has ended, or is ended now."""
         if is_silent:
-            used = self.process.cpu_seconds() - self._used
+            assert self._silence is not None
+            used = self.process.cpu_seconds() - self._silence[0]
             self.process.kill()
             if used < HANG:
                 raise HostError(f"QEMU has done nothing for {LOST:g} s", evidence=self.evidence())
