@@ -75,6 +75,7 @@ bench: setup
 	$(BIN)/python benchmarks/command.py
 	$(BIN)/python benchmarks/console.py
 	$(BIN)/python benchmarks/pristine.py
+	$(BIN)/python benchmarks/qtest.py
 	$(BIN)/python benchmarks/executors.py
 
 clean:
