@@ -211,6 +211,7 @@ def device(
     Each way in which QEMU ends is run again on a QEMU that was just started, made as small as it will go, and written
     to a file. The exit code is 1 where there is one, and 130 where there is none and Ctrl-C has ended it.
     """
+    from vmtest.cli.reproducers import write_text
     from vmtest.devices.target import target
     from vmtest.fuzz.campaign import above_zero
     from vmtest.fuzz.device import Hunt, Report
@@ -231,7 +232,7 @@ def device(
         def told(report: Report, made: Reproducer | None) -> None:
             progress.note(noted(report))
             if made is not None:
-                (findings / made.name).write_text(made.dumps())
+                write_text(findings / made.name, made.dumps())
                 if as_json:
                     click.echo(as_line("crash", {"file": str(findings / made.name), "signature": made.signature}))
 

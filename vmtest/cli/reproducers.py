@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vmtest.devices.reproducer import Reproducer
     from vmtest.host import Qemu
 
-__all__ = ["import_", "reproducer", "run_again"]
+__all__ = ["import_", "reproducer", "run_again", "write_text"]
 
 
 @click.command(name="import")
@@ -50,7 +50,7 @@ def import_(path: Path, output: Path | None, qemu: str | None, title: str, sourc
         raise UsageError(f"{path}: {error.message}", hint=error.hint) from None
     found = confirmed(found, find_emulator(qemu or found.binary))
     output = output or path.with_suffix(".toml")
-    _write(output, found.dumps())
+    write_text(output, found.dumps())
     (how,) = found.seen.values()
     mode = "in lockstep" if found.lockstep else "as fast as QEMU takes it"
     click.echo(f"{output}: {len(found.accesses)} operations; " + (f"{how}, {mode}" if how else "QEMU lives"))
@@ -72,7 +72,8 @@ def reproducer(path: Path, as_c: bool) -> None:
     click.echo(found.as_c(path.stem) if as_c else found.as_shell(), nl=False)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file. Raises UsageError where it cannot be written."""
     try:
         path.write_text(text)
     except OSError as error:

@@ -47,7 +47,7 @@ def aspects(
     """
     known, blind = forms(case.isa.name), blind or {}
     beyond = "an instruction of ring 0: not all run it there" if known.privileged(case) else ""
-    able = [who for who, outcome in outcomes.items() if outcome.status in ("ok", "exception")]
+    able = _able(outcomes)
     # The registers of one that has come to another end are not comparable: how it ended says it all.
     alike = _ended_alike(outcomes, able)
     undefined = left_undefined(case, outcomes)
@@ -94,9 +94,13 @@ def aspects(
 
 def left_undefined(case: Case, outcomes: Mapping[str, Outcome]) -> Mapping[str, int]:
     """By register, the bits that the manual leaves undefined where those that are compared have ended."""
-    able = [who for who, outcome in outcomes.items() if outcome.status in ("ok", "exception")]
-    ends = (outcomes[who].end for who in _ended_alike(outcomes, able))
+    ends = (outcomes[who].end for who in _ended_alike(outcomes, _able(outcomes)))
     return undefined_after(case, next((end for end in ends if end is not None), None))
+
+
+def _able(outcomes: Mapping[str, Outcome]) -> list[str]:
+    """Those that came to an end."""
+    return [who for who, outcome in outcomes.items() if outcome.status in ("ok", "exception")]
 
 
 def _ended_alike(outcomes: Mapping[str, Outcome], able: Sequence[str]) -> Sequence[str]:

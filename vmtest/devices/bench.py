@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from types import TracebackType
-from typing import Self
 
+from vmtest.closing import Closing
 from vmtest.devices.access import Access, In, Load, Out, Read, Store, Write
 from vmtest.devices.backends import device_arguments
 from vmtest.devices.pci import Pci, PciBus
@@ -19,7 +18,7 @@ __all__ = ["Bench"]
 BINARY, MACHINE = "qemu-system-x86_64", "q35"
 
 
-class Bench:
+class Bench(Closing):
     """A machine that starts when it is first used; use it as a context manager.
 
     ``arguments`` are QEMU's own, beside the machine type. What ends QEMU is raised as QemuDied, with its words.
@@ -127,11 +126,3 @@ class Bench:
         """End it; a second time does nothing."""
         if self._started is not None:
             self._started.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()

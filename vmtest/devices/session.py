@@ -8,12 +8,11 @@ import shlex
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
+from vmtest.closing import Closing
 from vmtest.deadline import Deadline
 from vmtest.devices.access import Access, ClockSet, ClockStep, Flush, In, Load, Read, encode
 from vmtest.devices.crash import Crash, crash
@@ -34,7 +33,7 @@ HANG = 3.0
 LOST = 20.0
 """Seconds that it may do nothing at all."""
 MEMORY = 4 << 30
-"""Bytes of address space that it may have, beside its guest's memory."""
+"""Bytes of address space that it may have, its guest's memory included: what asks for more is told as that."""
 STEP, LONGEST = 0.2, 1.0
 """Seconds that pass for a step of the clock up to the next timer, and at most for one of a given length, where the
 build has no accelerator qtest."""
@@ -72,13 +71,13 @@ class Done:
     crash: Crash | None = None
 
 
-class Session:
+class Session(Closing):
     """A QEMU that waits for operations; use it as a context manager.
 
     ``interrupts`` are the lines that were raised and lowered, of devices that were intercepted.
     """
 
-    def __init__(self, board: Board, qemu: Qemu, *, memory: int = MEMORY, traced: bool = False) -> None:
+    def __init__(self, board: Board, qemu: Qemu, *, traced: bool = False) -> None:
         """Start it; where it is ``traced`` a crash has its place in QEMU's code. Raises HostError with QEMU's own words
         where it does not come up.
         """
@@ -86,7 +85,6 @@ class Session:
         self.accel = board.accel or ("qtest" if "qtest" in qemu.accels else "tcg")
         self._directory = Workdir()
         self._silence: tuple[float, float] | None = None
-        self.events: deque[Event] = deque(maxlen=1000)
         self._changed, self._resets, self._has_ended = threading.Condition(), 0, False
         pairs = {name: socket.socketpair() for name in ("qtest", "qmp")}
         try:
@@ -94,7 +92,7 @@ class Session:
                 ends = {name: theirs.enter_context(pair[1]).fileno() for name, pair in pairs.items()}
                 command = self._command(ends, theirs)
                 self.process = Process(
-                    ("prlimit", f"--as={memory}", "--core=0", *command),
+                    ("prlimit", f"--as={MEMORY}", "--core=0", *command),
                     stderr=self._directory.path / "qemu.stderr",
                     environment=self._directory.environment,
                     pass_fds=[*ends.values(), *self._inherited],
@@ -206,7 +204,6 @@ class Session:
 
     def _on_event(self, event: Event) -> None:
         with self._changed:
-            self.events.append(event)
             self._resets += event["event"] == "RESET"
             self._changed.notify_all()
 
@@ -276,14 +273,6 @@ class Session:
         if hasattr(self, "qmp"):
             self.qmp.close()
         self._directory.remove()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _pieces(accesses: Sequence[Access], lockstep: bool, has_clock: bool) -> Iterator[list[bytes] | float]:

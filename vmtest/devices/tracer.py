@@ -61,7 +61,7 @@ class Tracer:
             except ChildProcessError:
                 return
             if stopped is None:
-                time.sleep(_LOOK)
+                time.sleep(_LOOK)  # to be woken by a stop is to be woken by the end, which is not ours to take
                 continue
             number = stopped.si_status & 0xFF
             if number in _FATAL and not self.where:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from types import TracebackType
-from typing import Self
 
+from vmtest.closing import Closing
 from vmtest.executors.worker import Executor
 from vmtest.model.case import Case, Outcome
 
 __all__ = ["Fleet"]
 
 
-class Fleet:
+class Fleet(Closing):
     """Use it as a context manager. ``names`` are in the order in which they are believed: by their rows, then the newer
     version, then as they were given.
     """
@@ -77,11 +76,3 @@ class Fleet:
         self._threads.shutdown()
         for one in self._executors.values():
             one.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()

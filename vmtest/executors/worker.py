@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from importlib import import_module
-from types import TracebackType
-from typing import Self
 
+from vmtest.closing import Closing
 from vmtest.errors import HostError, UsageError
 from vmtest.executors.base import RUNS, Engine, Row
 from vmtest.executors.lives import lives
@@ -41,7 +40,7 @@ IDLE = RUNS.pack(0, 0)
 READY = 0xFFFFFFFF
 
 
-class Executor:
+class Executor(Closing):
     """Runs batches of cases; use it as a context manager.
 
     ``name`` is as the user has given it, with an argument where there is one. ``deaths`` counts the cases that have
@@ -250,14 +249,6 @@ class Executor:
         """End the worker; a second time does nothing."""
         self._end()
         self._lives.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _own(stack: ExitStack, number: int) -> int:
