@@ -15,7 +15,9 @@ from vmtest.errors import UsageError
 __all__ = [
     "FLUSH",
     "PORTS",
+    "RESET",
     "SIZES",
+    "UNSAID",
     "Access",
     "ClockSet",
     "ClockStep",
@@ -26,6 +28,7 @@ __all__ = [
     "Load",
     "Out",
     "Read",
+    "Reset",
     "SetLine",
     "Store",
     "Write",
@@ -126,9 +129,17 @@ class Flush(NamedTuple):
     """
 
 
-Access = In | Out | Read | Write | Load | Store | Fill | ClockStep | ClockSet | Intercept | SetLine | Flush
+class Reset(NamedTuple):
+    """Press the machine's reset button, when all that was sent before is done, and wait for it. Its line is a comment
+    to others.
+    """
 
-FLUSH = "# flush"
+
+Access = In | Out | Read | Write | Load | Store | Fill | ClockStep | ClockSet | Intercept | SetLine | Flush | Reset
+UNSAID = Flush, Reset
+"""What is no request of the protocol, and has no answer."""
+
+FLUSH, RESET = "# flush", "# reset"
 
 
 def encode(access: Access) -> bytes:
@@ -242,6 +253,7 @@ _ENCODE: dict[type, Callable[[Any], bytes]] = {
     Intercept: _intercept,
     SetLine: _line,
     Flush: lambda access: FLUSH.encode(),
+    Reset: lambda access: RESET.encode(),
 }
 
 
@@ -250,8 +262,8 @@ _ENCODE: dict[type, Callable[[Any], bytes]] = {
 
 def parse(line: str) -> Access:
     """The operation that a line says. Raises UsageError for one that says none, or what QEMU would not take."""
-    if line.strip() == FLUSH:
-        return Flush()
+    if line.strip() in (FLUSH, RESET):
+        return Flush() if line.strip() == FLUSH else Reset()
     words = line.split()
     try:
         access = _DECODE[words[0]](*words[1:])

@@ -19,6 +19,9 @@ BACKENDS: Mapping[str, tuple[str, str]] = {
     "rng": ("-object", "rng-builtin,id={id}"),
     "memdev": ("-object", "memory-backend-ram,id={id},size=1M"),
     "cryptodev": ("-object", "cryptodev-backend-builtin,id={id}"),
+    "fsdev": ("-fsdev", "synth,id={id}"),
+    "bmc": ("-device", "ipmi-bmc-sim,id={id}"),
+    **dict.fromkeys(("canbus", "canbus0", "canbus1"), ("-object", "can-bus,id={id}")),
 }
 """By a device's property, QEMU's arguments for what it is to be given: one that nothing gets out of."""
 
@@ -29,10 +32,21 @@ CONTROLLERS: Mapping[str, str] = {
     "sd-bus": "sdhci-pci",
     "HDA": "intel-hda",
     "ccid-bus": "usb-ccid",
+    "nvme-bus": "nvme",
+    "floppy-bus": "isa-fdc",
+    "IndustryPack": "tpci200",
 }
 """By a bus that machines have not by themselves, the device that has one."""
-REQUIRED: Mapping[tuple[str, str], str] = {("nvme", "serial"): "1", ("cxl-type3", "id"): "cxl0"}
+REQUIRED: Mapping[tuple[str, str], str] = {
+    ("nvme", "serial"): "1",
+    ("cxl-type3", "id"): "cxl0",
+    ("virtio-9p-pci", "mount_tag"): "vmtest",
+    ("pci-bridge", "chassis_nr"): "1",
+}
 """By device and property, what it does not start without."""
+
+PLACES = ("id", "bus")
+"""What each device may be given, beside its properties."""
 
 _KNOWN: dict[tuple[str, str], Mapping[str, str]] = {}
 _BUSES: dict[str, Mapping[str, str]] = {}
@@ -73,12 +87,16 @@ def _nearest(kind: str, session: Session) -> str:
 
 
 def device_arguments(kind: str, qemu: Qemu, number: int, given: Mapping[str, object]) -> list[str]:
-    """QEMU's arguments for a device with these properties, and for what it stands on where that is not given."""
+    """QEMU's arguments for a device with these properties, and for what it stands on where that is not given. Names may
+    have ``_`` for ``-``.
+    """
     has = properties(kind, qemu)
-    if unknown := [name for name in given if name not in has]:
+    given = {name if name in has else name.replace("_", "-"): value for name, value in given.items()}
+    if unknown := [name for name in given if name not in has and name not in PLACES]:
         raise UsageError(f"{kind} has no property {unknown[0]!r}", hint=f"it has: {', '.join(sorted(has))}")
     words, said = list[str](), dict[str, object](given)
-    if controller := CONTROLLERS.get(buses(qemu).get(kind, "")):
+    controller = CONTROLLERS.get(buses(qemu).get(kind, ""))
+    if controller and "bus" not in given:
         words += device_arguments(controller, qemu, number + 100, {})
     said |= {name: value for (which, name), value in REQUIRED.items() if which == kind and name not in given}
     for name, (option, value) in BACKENDS.items():

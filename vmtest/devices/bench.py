@@ -44,8 +44,7 @@ class Bench(Closing):
         """
         if self._started is not None:
             raise UsageError(f"the machine runs: {kind} cannot be added any more", hint="add() what it has first")
-        given = {name.replace("_", "-"): value for name, value in properties.items()}
-        self._arguments += device_arguments(kind, self.qemu, self._devices, given)
+        self._arguments += device_arguments(kind, self.qemu, self._devices, properties)
         self._devices += 1
 
     @property

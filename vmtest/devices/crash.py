@@ -24,7 +24,7 @@ class Crash(NamedTuple):
     @property
     def key(self) -> str:
         """What tells it from others of the same QEMU: where there are no words, by its place."""
-        at = self.where.partition(" ")[0] if self.kind in ("signal", "abort") else ""
+        at = self.where.partition(" ")[0] if self.kind in ("signal", "abort", "hang") else ""
         return f"{self.signature} at {at}" if at else self.signature
 
     @property

@@ -9,16 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmtest.devices.access import Access, In, Out, Read, Write
 from vmtest.devices.session import Session
 from vmtest.errors import HostError, UsageError
 
-__all__ = ["Bar", "Pci", "PciBus", "Region"]
+__all__ = ["MSI", "MSIX", "Bar", "Function", "Pci", "PciBus", "Region"]
 
-COMMAND, BAR0, ROM = 0x04, 0x10, 0x30
+COMMAND, STATUS, BAR0, CAPABILITIES = 0x04, 0x06, 0x10, 0x34
+MSI, MSIX = 0x05, 0x11
+"""Capabilities, by their numbers."""
 ENABLED = 7
 """In the command register: ports, memory, and the device as a bus master."""
 _CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC
@@ -34,6 +35,37 @@ class Region:
     is_port: bool
     size: int
     is_wide: bool
+
+
+class Function(NamedTuple):
+    """Where a function's configuration space is: on bus 0, by ports, or where that bus has it in memory, ``base``.
+    ``msi`` and ``msix`` are where in it these capabilities are, 0 where it has none.
+    """
+
+    slot: int
+    number: int
+    base: int | None = None
+    msi: int = 0
+    msix: int = 0
+
+    def write(self, offset: int, value: int, size: int) -> list[Access]:
+        """The operations that write there."""
+        if self.base is not None:
+            return [Write(self._at(offset), value, size)]
+        return [self._select(offset), Out(_CONFIG_DATA + (offset & 3), value, size)]
+
+    def read(self, offset: int, size: int) -> list[Access]:
+        """The operations that read there: the last one is answered by the value."""
+        if self.base is not None:
+            return [Read(self._at(offset), size)]
+        return [self._select(offset), In(_CONFIG_DATA + (offset & 3), size)]
+
+    def _at(self, offset: int) -> int:
+        assert self.base is not None
+        return self.base + (self.slot << 15 | self.number << 12 | offset)
+
+    def _select(self, offset: int) -> Out:
+        return Out(_CONFIG_ADDRESS, 1 << 31 | self.slot << 11 | self.number << 8 | offset & 0xFC, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +137,14 @@ class Bar:
 
 
 class Pci:
-    """A device function on bus 0. ``regions`` are its BARs by number."""
+    """A device function on bus 0. ``regions`` are its BARs by number, ``path`` is its place in QOM, "" where that is
+    not known, ``at`` its configuration space.
+    """
 
-    def __init__(self, bus: PciBus, kind: str, slot: int, function: int, facts: Mapping[str, Any]) -> None:
+    def __init__(self, bus: PciBus, kind: str, path: str, slot: int, function: int, facts: Mapping[str, Any]) -> None:
         self._bus = bus
-        self.kind, self.slot, self.function = kind, slot, function
+        self.kind, self.path, self.slot, self.function = kind, path, slot, function
+        self.at = bus.function(slot, function)
         self.vendor, self.device = int(facts["id"]["vendor"]), int(facts["id"]["device"])
         self.regions = {region.number: region for region in map(_region, facts["regions"])}
         self._mapped: dict[int, Bar] = {}
@@ -119,11 +154,25 @@ class Pci:
 
     def config(self, offset: int, size: int = 4) -> int:
         """What is in its configuration space."""
-        return self._bus.config(self.slot, self.function, offset, size)
+        (*before, read) = self.at.read(offset, size)
+        for access in before:
+            self._bus.session.ask(access)
+        assert isinstance(read, In | Read)
+        return self._bus.session.number(read)
 
     def set_config(self, offset: int, value: int, size: int = 4) -> None:
         """Write to its configuration space."""
-        self._bus.set_config(self.slot, self.function, offset, value, size)
+        for access in self.at.write(offset, value, size):
+            self._bus.session.ask(access)
+
+    def capabilities(self) -> Mapping[int, int]:
+        """By its number each capability's place in configuration space (PCI Local Bus Specification 3.0, 6.7)."""
+        found: dict[int, int] = {}
+        at = self.config(CAPABILITIES, 1) & -4 if self.config(STATUS, 2) & 0x10 else 0
+        while at and at not in found.values():
+            found[self.config(at, 1)] = at
+            at = self.config(at + 1, 1) & -4
+        return found
 
     def enable(self) -> None:
         """Map all its BARs but the ROM, and let it be reached, and reach memory."""
@@ -141,8 +190,7 @@ class Pci:
                 words.append((BAR0 + 4 * region.number, bar.address & 0xFFFFFFFF, 4))
                 words += [(BAR0 + 4 * region.number + 4, bar.address >> 32, 4)] if region.is_wide else []
         words.append((COMMAND, ENABLED, 2))
-        to = partial(self._bus.configuring, self.slot, self.function)
-        return [access for offset, value, size in words for access in to(offset, value, size)]
+        return [access for offset, value, size in words for access in self.at.write(offset, value, size)]
 
     def bar(self, number: int) -> Bar:
         """A BAR, mapped. Raises UsageError for one that it has not."""
@@ -164,7 +212,7 @@ class PciBus:
         buses = session.qmp.execute("query-pci")
         kinds = _kinds(session)
         self.devices = [
-            Pci(self, kinds.get((row["slot"], row["function"]), ""), row["slot"], row["function"], row)
+            Pci(self, *kinds.get((row["slot"], row["function"]), ("", "")), row["slot"], row["function"], row)
             for bus in buses[:1]
             for row in bus["devices"]
         ]
@@ -185,27 +233,9 @@ class PciBus:
         self._next[kind] = first + region.size
         return first
 
-    def config(self, slot: int, function: int, offset: int, size: int) -> int:
-        """What is in a function's configuration space."""
-        if (at := self._ecam(slot, function, offset)) is not None:
-            return self.session.number(Read(at, size))
-        self.session.ask(_select(slot, function, offset))
-        return self.session.number(In(_CONFIG_DATA + (offset & 3), size))
-
-    def set_config(self, slot: int, function: int, offset: int, value: int, size: int) -> None:
-        """Write to a function's configuration space."""
-        for access in self.configuring(slot, function, offset, value, size):
-            self.session.ask(access)
-
-    def configuring(self, slot: int, function: int, offset: int, value: int, size: int) -> list[Access]:
-        """The operations that write there."""
-        if (at := self._ecam(slot, function, offset)) is not None:
-            return [Write(at, value, size)]
-        return [_select(slot, function, offset), Out(_CONFIG_DATA + (offset & 3), value, size)]
-
-    def _ecam(self, slot: int, function: int, offset: int) -> int | None:
-        base = self._windows.config_at
-        return None if base is None else base + (slot << 15 | function << 12 | offset)
+    def function(self, slot: int, number: int) -> Function:
+        """Where that function's configuration space is."""
+        return Function(slot, number, self._windows.config_at)
 
     def get(self, address: int, size: int, is_port: bool) -> int:
         """What is at an address of a BAR."""
@@ -223,10 +253,6 @@ class PciBus:
             self.session.ask(Out(address, value, size) if at is None else Write(at + address, value, size))
 
 
-def _select(slot: int, function: int, offset: int) -> Out:
-    return Out(_CONFIG_ADDRESS, 1 << 31 | slot << 11 | function << 8 | offset & 0xFC, 4)
-
-
 def _region(row: Mapping[str, Any]) -> Region:
     return Region(
         number=int(row["bar"]),
@@ -236,8 +262,8 @@ def _region(row: Mapping[str, Any]) -> Region:
     )
 
 
-def _kinds(session: Session) -> Mapping[tuple[int, int], str]:
-    """By slot and function on bus 0, the QEMU type of each device."""
+def _kinds(session: Session) -> Mapping[tuple[int, int], tuple[str, str]]:
+    """By slot and function on bus 0, the QEMU type of each device, and its path."""
     found = {}
     for path in ("/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached", "/machine"):
         for row in session.qmp.execute("qom-list", path=path):
@@ -247,7 +273,7 @@ def _kinds(session: Session) -> Mapping[tuple[int, int], str]:
             names = {prop["name"] for prop in session.qmp.execute("qom-list", path=at)}
             if {"addr", "parent_bus", "romfile"} <= names:
                 devfn = session.qmp.execute("qom-get", path=at, property="addr")
-                found[devfn >> 3, devfn & 7] = kind[1]
+                found[devfn >> 3, devfn & 7] = kind[1], at
     return found
 
 

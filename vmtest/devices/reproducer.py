@@ -11,7 +11,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from vmtest.devices.access import FLUSH, Access, Fill, Flush, In, Load, Out, Read, Store, Write, encode, parse
+from vmtest.devices.access import (
+    FLUSH,
+    RESET,
+    Access,
+    Fill,
+    Flush,
+    In,
+    Load,
+    Out,
+    Read,
+    Reset,
+    Store,
+    Write,
+    encode,
+    parse,
+)
 from vmtest.devices.crash import Crash
 from vmtest.devices.session import Board, Session
 from vmtest.errors import UsageError
@@ -92,7 +107,13 @@ class Reproducer:
         return f"{words[:60]}-{hashlib.sha256(self.signature.encode()).hexdigest()[:8]}.toml"
 
     def as_shell(self) -> str:
-        """A here-document for ``-qtest stdio``, as upstream's reports have it."""
+        """A here-document for ``-qtest stdio``, as upstream's reports have it. Raises UsageError where that cannot say
+        it.
+        """
+        if any(isinstance(access, Reset) for access in self.accesses):
+            raise UsageError(
+                "a reset of the machine cannot be said in a here-document", hint="vmtest replay FILE runs it"
+            )
         lines = [encode(access).decode() for access in self.accesses if not isinstance(access, Flush)]
         command = f"{self.binary} {shlex.join(self.board.arguments)} -display none -accel qtest -qtest stdio"
         return "\n".join([f"cat << EOF | {command}", *lines, "EOF", ""])
@@ -144,7 +165,7 @@ def confirmed(reproducer: Reproducer, qemu: Qemu) -> Reproducer:
 def _operations(lines: Sequence[str]) -> list[Access]:
     found = []
     for number, line in enumerate(lines, 1):
-        if not (said := line.strip()) or (said.startswith("#") and said != FLUSH):
+        if not (said := line.strip()) or (said.startswith("#") and said not in (FLUSH, RESET)):
             continue
         try:
             found.append(parse(line))

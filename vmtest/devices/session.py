@@ -14,8 +14,9 @@ from typing import Self
 
 from vmtest.closing import Closing
 from vmtest.deadline import Deadline
-from vmtest.devices.access import Access, ClockSet, ClockStep, Flush, In, Load, Read, encode
+from vmtest.devices.access import UNSAID, Access, ClockSet, ClockStep, In, Load, Read, Reset, encode
 from vmtest.devices.crash import Crash, crash
+from vmtest.devices.events import Events
 from vmtest.devices.tracer import Tracer
 from vmtest.errors import HostError, QemuDied, QmpError, UsageError
 from vmtest.host import Qemu
@@ -24,14 +25,16 @@ from vmtest.qemu.qmp import Event, Qmp
 from vmtest.qemu.qtest import Interrupt, Qtest, QtestEnded
 from vmtest.workdir import Workdir
 
-__all__ = ["Board", "Done", "Session"]
+__all__ = ["LOST", "Board", "Done", "Session"]
 
 PATIENCE = 1.0
 """Seconds of silence after which a QEMU is looked at."""
 HANG = 3.0
 """Seconds of CPU time that it may use for one operation."""
-LOST = 20.0
-"""Seconds that it may do nothing at all."""
+LOST = 8.0
+"""Seconds that it may do nothing at all: it waits for what never comes."""
+ANSWER = 20.0
+"""Seconds for what QEMU does at once: an answer over QMP, its end."""
 MEMORY = 4 << 30
 """Bytes of address space that it may have, its guest's memory included: what asks for more is told as that."""
 STEP, LONGEST = 0.2, 1.0
@@ -77,13 +80,17 @@ class Session(Closing):
     ``interrupts`` are the lines that were raised and lowered, of devices that were intercepted.
     """
 
-    def __init__(self, board: Board, qemu: Qemu, *, traced: bool = False) -> None:
-        """Start it; where it is ``traced`` a crash has its place in QEMU's code. Raises HostError with QEMU's own words
-        where it does not come up.
+    def __init__(
+        self, board: Board, qemu: Qemu, *, traced: bool = False, told: bool = False, lost: float = LOST
+    ) -> None:
+        """Start it; where it is ``traced`` a crash has its place in QEMU's code, and where it has ``told`` what it does
+        there are ``events``. It hangs where it does nothing for ``lost`` seconds. Raises HostError with QEMU's own
+        words where it does not come up.
         """
-        self.board, self.qemu = board, qemu
+        self.board, self.qemu, self._lost = board, qemu, lost
         self.accel = board.accel or ("qtest" if "qtest" in qemu.accels else "tcg")
         self._directory = Workdir()
+        self.events = Events() if told else None
         self._silence: tuple[float, float] | None = None
         self._changed, self._resets, self._has_ended = threading.Condition(), 0, False
         pairs = {name: socket.socketpair() for name in ("qtest", "qmp")}
@@ -98,8 +105,8 @@ class Session(Closing):
                     pass_fds=[*ends.values(), *self._inherited],
                     on_exit=self._on_exit,
                 )
-            self.qtest = Qtest(pairs["qtest"][0], patience=PATIENCE, goes_on=self._goes_on)
-            self.qmp = Qmp(pairs["qmp"][0], on_event=self._on_event, deadline=Deadline(LOST))
+            self.qtest = Qtest(pairs["qtest"][0], patience=min(PATIENCE, lost / 3), goes_on=self._goes_on)
+            self.qmp = Qmp(pairs["qmp"][0], on_event=self._on_event, deadline=Deadline(ANSWER))
             self._tracer = Tracer(self.process.pid) if traced else None
         except BaseException as error:
             for pair in pairs.values():
@@ -116,13 +123,17 @@ class Session(Closing):
                 firmware = os.memfd_create("halted", os.MFD_CLOEXEC)
                 theirs.callback(os.close, firmware)
                 os.write(firmware, HALTED)
-                self._inherited, self._is_halted = [firmware], True
+                self._inherited.append(firmware)
+                self._is_halted = True
                 words += ["-bios", f"/proc/self/fd/{firmware}"]
             else:
                 words += ["-S"]
         words += ["-chardev", f"socket,id=vmtest-qtest,fd={ends['qtest']}"]
         words += ["-object", "qtest,id=vmtest,chardev=vmtest-qtest,log=/dev/null"]
         words += ["-no-shutdown", "-action", "panic=none"]
+        if self.events:
+            self._inherited.append(self.events.fd)
+            words += self.events.arguments
         words += ["-chardev", f"socket,id=vmtest-qmp,fd={ends['qmp']}", "-mon", "chardev=vmtest-qmp,mode=control"]
         return tuple(words)
 
@@ -154,7 +165,10 @@ class Session(Closing):
         try:
             for piece in _pieces(accesses, lockstep, has_clock=self.accel == "qtest"):
                 self._silence = None
-                if isinstance(piece, float):
+                if isinstance(piece, Reset):
+                    if crash := self.reset():
+                        return Done(replies=self._values(accesses, replies), crash=crash._replace(done=len(replies)))
+                elif isinstance(piece, float):
                     self._let_pass(piece)
                     replies.append(b"OK")
                 else:
@@ -183,18 +197,17 @@ class Session(Closing):
         return value
 
     def reset(self) -> Crash | None:
-        """Reset the machine, as its button does, and wait until that is done; how QEMU has ended, if it has. Raises
-        QmpError, and HostError where it does not do it.
-        """
+        """Reset the machine, as its button does, and wait until that is done; how QEMU has ended, if it has."""
         before = self._resets
         with contextlib.suppress(QmpError):  # it ends: that is seen next
             self.qmp.execute("system_reset")
         with self._changed:
-            done = self._changed.wait_for(lambda: self._resets > before or self._has_ended, LOST)
+            done = self._changed.wait_for(lambda: self._resets > before or self._has_ended, self._lost)
         if self._has_ended:
             return self._end(0, is_silent=False)
         if not done:
-            raise HostError("QEMU does not reset the machine", evidence=self.evidence())
+            self._silence = self.process.cpu_seconds(), time.monotonic()
+            return self._end(0, is_silent=True)
         return None
 
     def _on_exit(self, code: int) -> None:
@@ -212,7 +225,7 @@ class Session(Closing):
         if self._silence is None:  # not when the operation begins: most are over before that could be asked
             self._silence = self.process.cpu_seconds(), time.monotonic()
         used, since = self._silence
-        return self.process.cpu_seconds() - used < HANG and time.monotonic() - since < LOST
+        return self.process.cpu_seconds() - used < HANG and time.monotonic() - since < self._lost
 
     def _let_pass(self, seconds: float) -> None:
         """Let the machine's timers run for so long; one that was not started is, meanwhile."""
@@ -227,18 +240,18 @@ class Session(Closing):
         if is_silent:
             assert self._silence is not None
             used = self.process.cpu_seconds() - self._silence[0]
+            where = self._tracer.look() if self._tracer and used < HANG else ""
             self.process.kill()
-            if used < HANG:
-                raise HostError(f"QEMU has done nothing for {LOST:g} s", evidence=self.evidence())
-            return Crash("hang", f"no answer in {HANG:g} s of CPU time", self.process.stderr, done)
-        code = self.process.wait(Deadline(LOST))
+            said = "no answer, at work" if used >= HANG else "no answer, and no work"
+            return Crash("hang", said, self.process.stderr, done, where)
+        code = self.process.wait(Deadline(ANSWER))
         if code is None:
             raise HostError("QEMU has closed the connection, and has not ended", evidence=self.evidence())
         where = self._tracer.where if self._tracer else ""
         return crash(code, self.process.stderr, done)._replace(where=where)
 
     def _values(self, accesses: Sequence[Access], replies: Sequence[bytes]) -> list[int | bytes | None]:
-        said = (access for access in accesses if not isinstance(access, Flush))
+        said = (access for access in accesses if not isinstance(access, UNSAID))
         values: list[int | bytes | None] = []
         for access, reply in zip(said, replies, strict=False):
             if not reply.startswith(b"OK"):
@@ -272,19 +285,24 @@ class Session(Closing):
             self.qtest.close()
         if hasattr(self, "qmp"):
             self.qmp.close()
+        if self.events:
+            self.events.close()
+            self.events = None
         self._directory.remove()
 
 
-def _pieces(accesses: Sequence[Access], lockstep: bool, has_clock: bool) -> Iterator[list[bytes] | float]:
-    """Lines that are sent together; and, where the clock cannot be told, seconds that are to pass."""
+def _pieces(accesses: Sequence[Access], lockstep: bool, has_clock: bool) -> Iterator[list[bytes] | float | Reset]:
+    """Lines that are sent together; resets; and, where the clock cannot be told, seconds that are to pass."""
     lines: list[bytes] = []
     for access in accesses:
         passes = not has_clock and isinstance(access, ClockStep | ClockSet)
-        if not passes and not isinstance(access, Flush):
+        if not passes and not isinstance(access, UNSAID):
             lines.append(encode(access))
-        if lines and (lockstep or passes or isinstance(access, Flush)):
+        if lines and (lockstep or passes or isinstance(access, UNSAID)):
             yield lines
             lines = []
+        if isinstance(access, Reset):
+            yield access
         if passes:
             ns = access.ns if isinstance(access, ClockStep) else None
             yield STEP if ns is None else min(ns / 1e9, LONGEST)

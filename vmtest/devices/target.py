@@ -8,58 +8,94 @@ from dataclasses import dataclass
 
 from vmtest.devices.access import PORTS, Access
 from vmtest.devices.bench import Bench
-from vmtest.devices.pci import Pci
+from vmtest.devices.layout import Area
+from vmtest.devices.pci import MSI, MSIX, Function, Pci
 from vmtest.devices.session import Board, Session
-from vmtest.errors import QmpError, UsageError
+from vmtest.errors import HostError, QmpError, UsageError
 from vmtest.host import Qemu
 
-__all__ = ["Area", "Target", "regions", "target"]
+__all__ = ["Target", "regions", "target"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Area:
-    """Addresses at which a device answers: ports, or memory. ``size`` is in bytes. ``owner`` is the device's QOM path,
-    "" where QEMU does not say.
-    """
-
-    name: str
-    address: int
-    size: int
-    is_port: bool = False
-    owner: str = ""
+ARENA = 0x40000
+"""Bytes of the guest's memory in which devices are to find what is laid there for them."""
+_ABOVE = 0x100000
+"""Where it begins in memory, at least: below are vectors, and an x86 machine's holes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """``begin`` are the operations that a machine that has just been started, or reset, is made ready with."""
+    """``begin`` are the operations that a machine that has just been started, or reset, is made ready with. ``arena``
+    is memory of the guest's for descriptors and buffers: its address, and how many bytes. ``functions`` are the PCI
+    functions whose configuration is worked on.
+    """
 
     name: str
     board: Board
     areas: Sequence[Area]
+    arena: tuple[int, int]
     begin: Sequence[Access] = ()
+    functions: Sequence[Function] = ()
 
 
 def target(name: str, *, binary: str = "", machine: str = "", arguments: Sequence[str] = ()) -> tuple[Target, Qemu]:
-    """A device type on a machine, or a whole machine by its type: all that answers on its buses.
+    """A device type on a machine, with properties as ``-device`` takes them, or a whole machine by its type: all that
+    answers on its buses.
 
-    A device is reached by the regions that it has in memory and ports by itself, else by the BARs of the PCI function
+    A device is reached by the regions that it has in memory and ports by itself, else by those of the PCI function
     that it is, or hangs on, such as a disk on its controller. Raises UsageError for what is neither a device nor a
     machine of this QEMU, and HostError where QEMU does not start with it.
     """
     bench = Bench(binary=binary, machine=machine, arguments=arguments)
-    is_machine = not machine and name in _machines(bench.qemu)
-    if is_machine:
+    if not machine and name in _machines(bench.qemu):
         bench = Bench(binary=binary, machine=name, arguments=arguments, memory=0)
-    areas, begin = list[Area](), list[Access]()
+        kind = ""
+    else:
+        kind, *given = name.split(",")
+        bench.add(kind, **_properties(given))
     with bench:
-        if is_machine:
-            areas = list(regions(bench.session))
-        else:
-            bench.add(name)
-            areas, begin = _of_device(bench, name)
+        paths = list(_above(bench.session, _path(bench.session, kind))) if kind else []
+        functions = [device for device in _on_pci(bench) if device.path in paths or not kind]
+        begin = [access for device in functions for access in device.mapping()]
+        bench.run(begin)
+        areas = list(regions(bench.session))
+        if kind:
+            areas = next(filter(None, (_owned(areas, path) for path in paths)), [])
         if not areas:
             raise UsageError(f"{name} has no registers that can be reached: no BARs, no ports, no memory")
-        return Target(name=name, board=bench.board, areas=areas, begin=begin), bench.qemu
+        found = Target(
+            name=name,
+            board=bench.board,
+            areas=areas,
+            arena=_arena(bench.session),
+            begin=begin,
+            functions=[_with_messages(device) for device in functions],
+        )
+    return found, bench.qemu
+
+
+def _properties(words: Sequence[str]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    if wrong := [word for word, (name, equals, _) in zip(words, pairs, strict=True) if not (name and equals)]:
+        raise UsageError(f"{wrong[0]!r} is no property", hint="DEVICE,NAME=VALUE, as QEMU's -device has it")
+    return {name: value for name, _, value in pairs}
+
+
+def _on_pci(bench: Bench) -> list[Pci]:
+    """The functions on the PCI bus, where there is one that is known here."""
+    try:
+        return [device for device in bench.bus.devices if device.regions]
+    except (HostError, QmpError):
+        return []
+
+
+def _with_messages(device: Pci) -> Function:
+    places = device.capabilities()
+    return device.at._replace(msi=places.get(MSI, 0), msix=places.get(MSIX, 0))
+
+
+def _owned(areas: Sequence[Area], path: str) -> list[Area]:
+    return [area for area in areas if f"{area.owner}/".startswith(f"{path}/")]
 
 
 def _machines(qemu: Qemu) -> set[str]:
@@ -68,77 +104,73 @@ def _machines(qemu: Qemu) -> set[str]:
     return {name for row in rows for name in (row["name"], row.get("alias")) if name}
 
 
-def _of_device(bench: Bench, kind: str) -> tuple[list[Area], list[Access]]:
-    path = _path(bench.session, kind)
-    own = [area for area in regions(bench.session) if f"{area.owner}/".startswith(f"{path}/")]
-    device = None if own else _on_pci(bench, path)
-    if device is None:
-        return own, []
-    begin = device.mapping()
-    bars = [device.bar(number) for number in sorted(device.regions) if number < 6]
-    found = [
-        Area(
-            name=f"BAR {bar.region.number}",
-            address=bar.address,
-            size=bar.size,
-            is_port=bar.region.is_port,
-            owner=path,
-        )
-        for bar in bars
-    ]
-    return found, begin
-
-
 def _path(session: Session, kind: str) -> str:
     """Where in QOM the device is that was added."""
-    for place in ("/machine/peripheral", "/machine/peripheral-anon"):
+    for place in _CONTAINERS[:2]:
         for row in session.qmp.execute("qom-list", path=place):
             if row["type"] == f"child<{kind}>":
                 return f"{place}/{row['name']}"
     raise UsageError(f"{kind} is not on this machine")
 
 
-def _on_pci(bench: Bench, path: str) -> Pci | None:
-    """The function that it is, or whose bus it is on; None where there is none."""
-    while path.startswith("/machine/"):
+def _above(session: Session, path: str) -> Iterator[str]:
+    """The device, what it hangs on, such as a disk's controller, what that hangs on, and so on: their paths in QOM."""
+    while path.startswith("/machine/") and path not in _CONTAINERS:
+        yield path
         try:
-            bus = bench.session.qmp.execute("qom-get", path=path, property="parent_bus")
-        except QmpError:
-            return None
-        try:
-            if devfn := _devfn(bench.session, path):
-                return next(one for one in bench.bus.devices if (one.slot, one.function) == divmod(devfn, 8))
-        except StopIteration:  # on another bus, behind a bridge
-            pass
-        path = bus.rpartition("/")[0]
-    return None
+            path = session.qmp.execute("qom-get", path=path, property="parent_bus").rpartition("/")[0]
+        except QmpError:  # what hangs on no bus
+            path = path.rpartition("/")[0]
 
 
-def _devfn(session: Session, path: str) -> int | None:
-    names = {row["name"] for row in session.qmp.execute("qom-list", path=path)}
-    return session.qmp.execute("qom-get", path=path, property="addr") if "romfile" in names else None
-
-
-_REGION = re.compile(r"^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, i/o\): (\S+)(.*)")
-_OWNER = re.compile(r"(?:owner|parent):\{(?:dev|obj) (?:path|id)=([^}]+)\}")
+_CONTAINERS = ("/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached")
+_REGION = re.compile(
+    r"^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (i/o|ram)\): (.+?)(?: @[0-9a-f]{16})?( (?:owner|parent):.*)?$"
+)
+_OWNER = re.compile(r"(?:owner|parent):\{(?:dev|obj) (path|id)=([^}]+)\}")
 
 
 def regions(session: Session) -> Iterator[Area]:
     """What answers on the buses of the first CPU: registers in memory, then ports. Memory and ROM are none."""
+    for is_port, kind, area in _flat(session):
+        if kind == "i/o" and area.name != "io" and (not is_port or area.address + area.size <= PORTS):
+            yield area
+
+
+def _arena(session: Session) -> tuple[int, int]:
+    """In the largest piece of the guest's memory."""
+    found = [area for is_port, kind, area in _flat(session) if kind == "ram" and not is_port]
+    if not found:
+        raise HostError("this machine has no memory")
+    ram = max(found, key=lambda area: area.size)
+    begin = max(ram.address, _ABOVE) if ram.address + ram.size >= _ABOVE + ARENA else ram.address
+    begin += _ABOVE if begin == ram.address != _ABOVE and ram.size >= _ABOVE + ARENA else 0
+    return begin, min(ARENA, ram.address + ram.size - begin)
+
+
+def _flat(session: Session) -> Iterator[tuple[bool, str, Area]]:
+    """All that is reached, in order: whether by ports, "i/o" or "ram", and where."""
     text = session.qmp.execute("human-monitor-command", command_line="info mtree -f -o")
     for view in text.split("FlatView #"):
         if not (space := re.search(r'AS "(memory|I/O)"', view)):
             continue
-        is_port = space[1] == "I/O"
         for line in view.splitlines():
-            if not (found := _REGION.match(line)) or found[3] == "io":
+            if not (found := _REGION.match(line)):
                 continue
-            first, last, owner = int(found[1], 16), int(found[2], 16), _OWNER.search(found[4])
-            if not is_port or last < PORTS:
-                yield Area(
-                    name=found[3],
+            first, last, owner = int(found[1], 16), int(found[2], 16), _OWNER.search(found[5] or "")
+            yield (
+                space[1] == "I/O",
+                found[3],
+                Area(
+                    name=found[4],
                     address=first,
                     size=last - first + 1,
-                    is_port=is_port,
-                    owner=owner[1] if owner else "",
-                )
+                    is_port=space[1] == "I/O",
+                    owner=_path_of(*owner.groups()) if owner else "",
+                ),
+            )
+
+
+def _path_of(kind: str, name: str) -> str:
+    """A device that was given an id is told by that alone."""
+    return name if kind == "path" else f"{_CONTAINERS[0]}/{name}"

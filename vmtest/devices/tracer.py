@@ -16,11 +16,13 @@ from vmtest.host import host_arch
 
 __all__ = ["Tracer"]
 
-_SEIZE, _CONT, _GETREGSET = 0x4206, 7, 0x4204
+_SEIZE, _INTERRUPT, _CONT, _GETREGSET = 0x4206, 0x4207, 7, 0x4204
 _PRSTATUS = 1
 _FATAL = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
 _LOOK = 0.002
 """Seconds between two looks: of a stop alone, which leaves the end to who waits for it, one cannot be woken."""
+LOOK_SECONDS = 1.0
+"""Seconds in which a process is stopped that is asked where it is."""
 _WORDS, _FRAMES = 400, 3
 """Words of the stack that are looked through for addresses of QEMU's code, and how many of these are told."""
 _PLACES = {"x86_64": (16 * 8, 19 * 8), "aarch64": (32 * 8, 31 * 8)}
@@ -38,12 +40,19 @@ class Tracer:
         self._libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
         self._libc.ptrace.restype = ctypes.c_long
         self.where = ""
-        self._over, self._ready = threading.Event(), threading.Event()
+        self._over, self._ready, self._asked, self._seen = (threading.Event() for _ in range(4))
         self._thread = threading.Thread(target=self._watch, name="vmtest-tracer", daemon=True)
 
         if host_arch() in _PLACES:
             self._thread.start()
             self._ready.wait()
+
+    def look(self) -> str:
+        """The place where it is now, or waits; "" where that cannot be told."""
+        if self._thread.is_alive():
+            self._asked.set()
+            self._seen.wait(LOOK_SECONDS)
+        return self.where
 
     def close(self) -> None:
         """Look no more; the process goes on."""
@@ -60,12 +69,15 @@ class Tracer:
                 stopped = os.waitid(os.P_PID, self._pid, os.WSTOPPED | os.WNOHANG)
             except ChildProcessError:
                 return
+            if self._asked.is_set() and not self.where:
+                self._libc.ptrace(_INTERRUPT, self._pid, None, None)
             if stopped is None:
                 time.sleep(_LOOK)  # to be woken by a stop is to be woken by the end, which is not ours to take
                 continue
             number = stopped.si_status & 0xFF
-            if number in _FATAL and not self.where:
+            if (number in _FATAL or self._asked.is_set()) and not self.where:
                 self.where = self._place()
+                self._seen.set()
             # A group's stop has the event in the upper bits, and no signal to be given back.
             self._libc.ptrace(_CONT, self._pid, None, 0 if stopped.si_status >> 8 else number)
 

@@ -6,14 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from random import Random
 
-from vmtest.devices.access import Access, Flush
+from vmtest.devices.access import Access, Reset
 from vmtest.devices.crash import Crash
-from vmtest.devices.reproducer import SETTLE, Reproducer
+from vmtest.devices.reproducer import Reproducer
 from vmtest.devices.session import Session
 from vmtest.devices.target import Target
+from vmtest.fuzz.confirm import Confirmer, until
+from vmtest.fuzz.corpus import Corpus
+from vmtest.fuzz.coverage import Coverage
 from vmtest.fuzz.sequences import Avoided, Drawer
-from vmtest.fuzz.shrink import shrink
 from vmtest.host import Qemu
 
 __all__ = ["Hunt", "Report"]
@@ -22,17 +25,18 @@ RESET = 8
 """Sequences between two resets of the machine."""
 LIFE = 400
 """Sequences of one QEMU: what it has been told is all tried where a crash does not come of less."""
-BUDGET = 60.0
-"""Seconds in which a crash is made smaller."""
-SOON = 0.02
-"""Seconds in which QEMU ends by an operation itself, and not by a timer or its main loop later on."""
+LOCKSTEP = 4
+"""One life in so many has each operation wait for the last one's answer."""
+CHANGED = 0.5
+"""How many of the sequences are made of ones that are kept, where there are any."""
 
 
 @dataclass(kw_only=True)
 class Report:
     """What has come of it so far: ``crashes`` are by Crash.key; ``unconfirmed`` did not come again on a QEMU that was
-    just started; ``ends`` counts all ends of QEMU, ``clean`` those in order. ``shrinking`` is how many of the
-    ``seconds`` went to what crashed.
+    just started; ``ends`` counts all ends of QEMU, ``clean`` those in order. ``events`` are the kinds that QEMU told,
+    ``features`` what was new of them, ``corpus`` how many sequences were kept for that. ``shrinking`` is how many of
+    the ``seconds`` went to what crashed.
     """
 
     target: Target
@@ -42,6 +46,9 @@ class Report:
     resets: int = 0
     ends: int = 0
     clean: int = 0
+    events: int = 0
+    features: int = 0
+    corpus: int = 0
     seconds: float = 0.0
     shrinking: float = 0.0
     crashes: dict[str, Reproducer] = field(default_factory=dict)
@@ -50,122 +57,97 @@ class Report:
 
 
 class Hunt:
-    """A run on one target. ``report`` is what has come of it."""
+    """A run on one target. ``report`` is what has come of it; ``known`` are keys of crashes that others have found."""
 
-    def __init__(self, target: Target, qemu: Qemu, seed: int) -> None:
-        self._target, self._qemu = target, qemu
-        self._drawer = Drawer(target, seed)
-        self.report = Report(target=target, seed=seed)
+    def __init__(
+        self, target: Target, qemu: Qemu, seed: int, *, feedback: bool = True, drawer: Drawer | None = None
+    ) -> None:
+        """With ``feedback`` sequences that show something new are kept, and changed."""
+        self._target, self._qemu, self._seed = target, qemu, seed
+        self._drawer = drawer or Drawer(target, seed)
+        self._confirmer = Confirmer(target, qemu, f"vmtest fuzz device {target.name} --seed {seed}")
+        self._coverage = Coverage() if feedback else None
+        self._corpus = Corpus(target.arena, self._drawer.sequence)
         self._avoided = Avoided(target)
         self._at_once: set[str] = set()
+        self.known: set[str] = set()
+        self.report = Report(target=target, seed=seed)
 
     def run(self, *, seconds: float, told: Callable[[Report, Reproducer | None], None]) -> Report:
         """Go on for so many seconds; ``told`` is called now and then, and with each crash of a new signature."""
         begin = time.monotonic()
-        numbers = count()
+        numbers, lives = count(), count(1)
 
         def goes_on() -> bool:
             self.report.seconds = time.monotonic() - begin
             return self.report.seconds < seconds
 
         while goes_on():
-            made = self._life(numbers, goes_on)
+            made = self._life(numbers, next(lives) % LOCKSTEP == 0, goes_on)
             goes_on()
             told(self.report, made)
         return self.report
 
-    def _life(self, numbers: count[int], goes_on: Callable[[], bool]) -> Reproducer | None:
+    def _life(self, numbers: count[int], lockstep: bool, goes_on: Callable[[], bool]) -> Reproducer | None:
         """One QEMU, from its start to its end; what it has ended by, where that is new."""
-        history: list[list[Access]] = []
-        lockstep = False
-        with Session(self._target.board, self._qemu, traced=True) as session:
+        pieces: list[Sequence[Access]] = []
+        crash = None
+        with Session(self._target.board, self._qemu, traced=True, told=self._coverage is not None) as session:
             session.run(self._target.begin)
-            crash = None
-            while crash is None and len(history) < LIFE and goes_on():
-                if history and len(history) % RESET == 0:
-                    crash = session.reset() or session.run(self._target.begin).crash
+            for sequence in range(LIFE):
+                if crash or not goes_on():
+                    break
+                if sequence and sequence % RESET == 0:
+                    pieces.append((Reset(), *self._target.begin))
                     self.report.resets += 1
-                    if crash:
+                    if crash := session.run(pieces[-1]).crash:
                         break
-                number = next(numbers)
-                lockstep = number // LIFE % 4 == 3
-                history.append([one for one in self._drawer.draw(number) if one not in self._avoided])
-                done = session.run(history[-1], lockstep=lockstep)
-                crash = done.crash
-                self.report.operations += len(done.replies)
-                self.report.sequences += 1
-        if crash is None:
-            return None
-        self.report.ends += 1
+                pieces.append([one for one in self._sequence(next(numbers)) if one not in self._avoided])
+                crash = self._tried(session, pieces[-1], lockstep)
+        return self._ended(pieces, crash) if crash else None
+
+    def _sequence(self, number: int) -> list[Access]:
+        random = Random(f"{self._seed} {number} changed")
+        if self._corpus and random.random() < CHANGED:
+            return self._corpus.sequence(random)
+        return self._drawer.draw(number)
+
+    def _tried(self, session: Session, accesses: Sequence[Access], lockstep: bool) -> Crash | None:
+        """How QEMU ends by a sequence. One that shows something new is kept."""
+        report = self.report
+        if session.events:
+            session.events.take()  # of a reset, or of time
+        done = session.run(accesses, lockstep=lockstep)
+        report.operations += len(done.replies)
+        report.sequences += 1
+        if self._coverage and session.events:
+            if self._coverage.new(session.events.take(), accesses, done.replies) and not done.crash:
+                self._corpus.add(accesses)
+            report.events, report.features = len(self._coverage.kinds), self._coverage.features
+            report.corpus = len(self._corpus)
+        return done.crash
+
+    def _ended(self, pieces: Sequence[Sequence[Access]], crash: Crash) -> Reproducer | None:
+        """QEMU has: the reproducer, where that is new."""
+        report = self.report
+        report.ends += 1
         if crash.is_clean:
-            self.report.clean += 1
+            report.clean += 1
             return None
-        self.report.seen[crash.key] = self.report.seen.get(crash.key, 0) + 1
+        report.seen[crash.key] = report.seen.get(crash.key, 0) + 1
         if crash.key in self._at_once and crash.done:
-            self._avoided.add(_until(history[-1], crash.done)[-1])
-        if crash.key in self.report.crashes or crash.key in self.report.unconfirmed:
+            self._avoided.add(until(pieces[-1], crash.done)[-1])
+        if crash.key in self.known or crash.key in report.crashes or crash.key in report.unconfirmed:
             return None
         begin = time.monotonic()
-        try:
-            return self._confirmed(history, crash, lockstep)
-        finally:
-            self.report.shrinking += time.monotonic() - begin
-
-    def _confirmed(self, history: Sequence[Sequence[Access]], crash: Crash, lockstep: bool) -> Reproducer | None:
-        """The crash as a QEMU that was just started shows it, by the last sequences, as few as do."""
-        known = set(self.report.crashes)
-        for last in (1, 2, RESET, 4 * RESET, len(history)):
-            accesses = [*self._target.begin, *(access for piece in history[-last:] for access in piece)]
-            for mode in (lockstep, not lockstep):
-                found = self._ends(accesses, mode, SETTLE)
-                if found and not found.is_clean and found.key not in known:
-                    return self._smallest(accesses, found, mode)
-            if last >= len(history):
-                break
-        self.report.unconfirmed.append(crash.key)
-        return None
-
-    def _ends(self, accesses: Sequence[Access], lockstep: bool, settle: float) -> Crash | None:
-        with Session(self._target.board, self._qemu, traced=True) as session:
-            return session.run(accesses, lockstep=lockstep, settle=settle).crash
-
-    def _smallest(self, accesses: Sequence[Access], crash: Crash, lockstep: bool) -> Reproducer:
-        settle = SOON
-
-        def same(candidate: Sequence[Access]) -> bool:
-            found = self._ends(candidate, lockstep, settle)
-            return found is not None and found.key == crash.key
-
-        if same(until := _until(accesses, crash.done)):
-            accesses = until  # what comes later does nothing for it
-        else:  # it is a timer's doing, or the main loop's: that many seconds later
-            begin = time.monotonic()
-            self._ends(accesses, lockstep, SETTLE)
-            settle = min(SETTLE, 2 * (time.monotonic() - begin))
-        small = shrink(accesses, same, seconds=BUDGET)
-        version = ".".join(map(str, self._qemu.version))
-        made = Reproducer(
-            binary=self._qemu.path.name,
-            board=self._target.board,
-            accesses=tuple(small),
-            lockstep=lockstep,
-            signature=crash.signature,
-            title=f"{self._target.name}: {crash.kind}{crash.key.removeprefix(crash.signature)}",
-            source=f"vmtest fuzz device {self._target.name} --seed {self.report.seed}",
-            seen={version: crash.key},
-        )
-        self.report.crashes[crash.key] = made
-        if len(small) <= len(self._target.begin) + 1:
-            self._at_once.add(crash.key)
-            self._avoided.add(small[-1])
+        found = self._confirmer.confirmed(pieces, self.known | report.crashes.keys())
+        report.shrinking += time.monotonic() - begin
+        if found is None:
+            report.unconfirmed.append(crash.key)
+            return None
+        made, key = found
+        report.crashes[key] = made
+        if len(made.accesses) <= len(self._target.begin) + 1:
+            self._at_once.add(key)
+            self._avoided.add(made.accesses[-1])
         return made
-
-
-def _until(accesses: Sequence[Access], done: int) -> Sequence[Access]:
-    """Up to the operation behind so many that were answered."""
-    answered = 0
-    for at, access in enumerate(accesses):
-        answered += not isinstance(access, Flush)
-        if answered > done:
-            return accesses[: at + 1]
-    return accesses

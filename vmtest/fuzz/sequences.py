@@ -6,21 +6,32 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 
-from vmtest.devices.access import Access, Fill, Flush, In, Out, Read, Store, Write
-from vmtest.devices.target import Area, Target
+from vmtest.devices.access import Access, Fill, In, Out, Read, Write
+from vmtest.devices.layout import Area, Pen
+from vmtest.devices.models import models
+from vmtest.devices.target import Target
 
-__all__ = ["ARENA", "Avoided", "Drawer"]
+__all__ = ["Avoided", "Drawer"]
 
-ARENA = (0x100000, 0x40000)
-"""Where in the guest's memory what devices are to find there is laid: its address, and how many bytes."""
 LENGTH = 24, 160
-"""Operations of a sequence, at least and at most."""
-HOT = 12
-"""Registers that a sequence works on, mostly: what one has been told matters to the others."""
-EDGES = (0, 1, 2, 3, 4, 7, 8, 0xF, 0x10, 0x20, 0x40, 0x7F, 0x80, 0xFF, 0x100, 0x1000, 0x7FFF, 0x8000, 0xFFFF)
-WIDE = (0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFF000)
+"""Operations of a sequence on registers, at least and at most."""
+STEPS = 3, 24
+"""Steps of a sequence that a model draws."""
+KNOWN = 0.75
+"""How much is drawn by models, where there are any: the rest finds what these do not know."""
+AREAS, HOT = 2, 12
+"""Areas, and registers of them, that a sequence works on, mostly: what one has been told matters to the others."""
+NEIGHBOURS = 0.4
+"""How often these are registers that lie side by side, as those of one function of a device do."""
+STRAY = 0.04
+"""How often a sequence of a model has an access to any register between two of its steps."""
+MESSAGES = 0.05
+"""How often a sequence has a PCI function interrupt by messages: until the next reset."""
+CONFIGURED = 0.01
+"""How often an access is one to the configuration space of a PCI function."""
 
 
 @dataclass(frozen=True)
@@ -35,75 +46,124 @@ class Drawer:
 
     def __init__(self, target: Target, seed: int) -> None:
         self._target, self._seed = target, seed
+        self._models = models(target.areas)
+        self._weights = list(accumulate(_weight(area) for area in target.areas))
+        # Of a whole machine most areas are no model's: it has as much of the time as a few areas.
+        named = {area for _, areas in self._models for area in areas}
+        self._known = KNOWN * min(1.0, 4 * len(named) / len(target.areas))
 
     def draw(self, number: int) -> list[Access]:
         """Sequence ``number``; a target's ``begin`` comes before it."""
-        random = Random(f"{self._seed} {number}")
-        hot = [self._register(random) for _ in range(random.randint(1, HOT))]
-        accesses = self._laid_out(random)
-        for _ in range(random.randint(*LENGTH)):
-            accesses.append(self._one(random, hot))
-        return accesses
+        return self.sequence(Random(f"{self._seed} {number}"))
 
-    def _one(self, random: Random, hot: Sequence[_Register]) -> Access:
-        kind = random.random()
-        if kind < 0.12:
-            return self._memory(random)
-        if kind < 0.14:
-            return Flush()
-        register = random.choice(hot) if random.random() < 0.8 else self._register(random)
-        at, size = register.area.address + register.offset, register.size
-        if kind < 0.3:
-            return In(at, min(size, 4)) if register.area.is_port else Read(at, size)
-        value = self._value(random, size)
-        return Out(at, value, size) if register.area.is_port else Write(at, value, size)
+    def sequence(self, random: Random) -> list[Access]:
+        """One that is drawn by ``random``."""
+        pen = Pen(random, self._target.arena)
+        if self._target.functions and pen.chance(MESSAGES):
+            self._use_messages(pen)
+        if self._models and pen.chance(self._known):
+            model, areas = pen.one_of(self._models)
+            model(pen, areas).run(*STEPS)
+            return self._with_strays(pen)
+        areas = [self._area(pen) for _ in range(pen.count(1, AREAS))]
+        if pen.chance(NEIGHBOURS):
+            hot = _neighbours(pen, areas[0])
+        else:
+            hot = [self._register(pen, pen.one_of(areas)) for _ in range(pen.count(1, HOT))]
+        self._lay_out(pen)
+        for _ in range(pen.count(*LENGTH)):
+            self._one(pen, hot, areas)
+        return pen.accesses
 
-    def _register(self, random: Random) -> _Register:
-        areas = self._target.areas
-        area = random.choices(areas, [_weight(area) for area in areas])[0]
-        size = random.choice((1, 2, 4, 4, 4) if area.is_port else (1, 2, 4, 4, 4, 4, 8))
-        size = min(size, 1 << area.size.bit_length() - 1)
+    def _with_strays(self, pen: Pen) -> list[Access]:
+        """What was written down, with some more between."""
+        drawn, pen.accesses = pen.accesses, []
+        for access in drawn:
+            pen.accesses.append(access)
+            if pen.chance(STRAY):
+                area = self._area(pen)
+                self._one(pen, [self._register(pen, area)], [area])
+        return pen.accesses
+
+    def _one(self, pen: Pen, hot: Sequence[_Register], areas: Sequence[Area]) -> None:
+        kind = pen.random.random()
+        if kind < CONFIGURED and self._target.functions:
+            self._configure(pen)
+        elif kind < 0.12:
+            _words(pen)
+        elif kind < 0.14:
+            pen.flush()
+        else:
+            register = pen.one_of(hot) if pen.chance(0.8) else self._register(pen, pen.one_of(areas))
+            if kind < 0.3:
+                pen.read(register.area, register.offset, min(register.size, 4 if register.area.is_port else 8))
+            else:
+                pen.write(register.area, register.offset, pen.value(8 * register.size), register.size)
+
+    def _configure(self, pen: Pen) -> None:
+        """The registers of a PCI function itself, or of its capabilities."""
+        function = pen.one_of(self._target.functions)
+        size = pen.one_of((1, 2, 4))
+        offset = pen.count(0, (256 if function.base is None or pen.chance(0.7) else 4096) - size) & -size
+        if pen.chance(0.3):
+            pen.accesses += function.read(offset, size)
+        else:
+            pen.accesses += function.write(offset, pen.value(8 * size), size)
+
+    def _use_messages(self, pen: Pen) -> None:
+        """Have a device interrupt by messages into the arena: MSI-X, or MSI."""
+        function = pen.one_of(self._target.functions)
+        for table in (area for area in self._target.areas if area.name == "msix-table"):
+            for vector in range(min(4, table.size // 16)):
+                for at, value in enumerate((pen.arena[0] + 16 * vector, 0, vector, 0)):
+                    pen.write(table, 16 * vector + 4 * at, value)
+        for offset, enabled in ((function.msix, 1 << 15), (function.msi, 1)):
+            if offset:
+                pen.accesses += function.write(offset + 2, enabled, 2)
+                return
+
+    def _area(self, pen: Pen) -> Area:
+        return self._target.areas[bisect(self._weights, pen.random.random() * self._weights[-1])]
+
+    def _register(self, pen: Pen, area: Area) -> _Register:
+        size = min(pen.one_of((1, 2, 4, 4, 4) if area.is_port else (1, 2, 4, 4, 4, 4, 8)), _power(area.size))
         # Registers are at the beginning of most: a quarter of the time anywhere.
-        reach = area.size if random.random() < 0.25 else min(area.size, random.choice((0x40, 0x100, 0x400, 0x1000)))
-        offset = random.randrange(0, max(1, reach - size + 1))
-        if random.random() < 0.95:
+        reach = area.size if pen.chance(0.25) else min(area.size, pen.one_of((0x40, 0x100, 0x400, 0x1000)))
+        offset = pen.count(0, max(0, reach - size))
+        if pen.chance(0.95):
             offset -= offset % size
         return _Register(area, offset, size)
 
-    def _value(self, random: Random, size: int) -> int:
-        kind, bits = random.random(), 8 * size
-        if kind < 0.35:
-            value = random.choice(EDGES)
-        elif kind < 0.45:
-            value = 1 << random.randrange(bits)
-        elif kind < 0.7 and size >= 4:
-            value = self._pointer(random)
-        elif kind < 0.8:
-            value = random.choice(WIDE)
-        else:
-            value = random.getrandbits(bits)
-        return value % (1 << bits)
-
-    @staticmethod
-    def _pointer(random: Random) -> int:
-        base, size = ARENA
-        return base + (random.randrange(size) & -random.choice((1, 4, 16, 64, 4096, 4096)))
-
-    def _laid_out(self, random: Random) -> list[Access]:
+    def _lay_out(self, pen: Pen) -> None:
         """The arena as a sequence begins with it: descriptors of no structure in particular."""
-        base, size = ARENA
-        found: list[Access] = [Fill(base, size, random.choice((0, 0, 0, 0xFF)))]
-        found += [self._memory(random) for _ in range(random.randint(0, 8))]
-        return found
+        pen.accesses.append(Fill(*pen.arena, pen.one_of((0, 0, 0, 0xFF))))
+        for _ in range(pen.count(0, 8)):
+            _words(pen)
 
-    def _memory(self, random: Random) -> Access:
-        """Words that point into the arena, lengths, flags."""
-        words = []
-        for _ in range(random.choice((1, 2, 4, 8, 16, 32))):
-            size = random.choice((2, 4, 4, 8))
-            value = self._pointer(random) if random.random() < 0.4 else self._value(random, size)
-            words.append((value % (1 << 8 * size)).to_bytes(size, "little"))
-        return Store(self._pointer(random) & ~7, b"".join(words))
+
+def _neighbours(pen: Pen, area: Area) -> list[_Register]:
+    """Some registers of a size, from the area's beginning on, or from anywhere."""
+    size = min(pen.one_of((1, 2, 4) if area.is_port else (1, 4, 4, 4)), _power(area.size))
+    most = area.size // size
+    number = min(most, pen.one_of((4, 8, 16, 32, 64)))
+    first = 0 if pen.chance(0.6) else pen.count(0, most - number)
+    return [_Register(area, size * (first + index), size) for index in range(number)]
+
+
+def _words(pen: Pen) -> None:
+    """Words in memory that point into the arena, lengths, flags."""
+    words = []
+    for _ in range(pen.one_of((1, 2, 4, 8, 16, 32))):
+        size = pen.one_of((2, 4, 4, 8))
+        value = pen.address() if pen.chance(0.4) else pen.value(8 * size)
+        words.append((value % (1 << 8 * size)).to_bytes(size, "little"))
+    base, size = pen.arena
+    pen.lay(b"".join(words), at=min(pen.address() & ~7, base + size - 256))
+
+
+def _power(size: int) -> int:
+    """The greatest power of two that is not more."""
+    return 1 << size.bit_length() - 1
 
 
 class Avoided:

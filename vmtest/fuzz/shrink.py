@@ -15,19 +15,31 @@ Same = Callable[[Sequence[Access]], bool]
 """Whether QEMU ends by these operations as it is to."""
 
 
-def shrink(accesses: Sequence[Access], same: Same, *, seconds: float) -> list[Access]:
-    """The fewest operations, with the simplest values, that were found in so many seconds."""
+def shrink(accesses: Sequence[Access], same: Same, *, seconds: float, begin: int = 0) -> list[Access]:
+    """The fewest operations, with the simplest values, that were found in so many seconds. The first ones, ``begin`` of
+    them, are likely to be needed: with these the last few are tried before anything else.
+    """
     until = time.monotonic() + seconds
 
     def tried(candidate: Sequence[Access]) -> bool:
         return time.monotonic() < until and same(candidate)
 
-    found, before = list(accesses), None
+    found, before = _last(list(accesses), begin, tried), None
     while found != before:
         before = found
         found = _fewer(found, tried)
         found = _simpler(found, tried)
     return found
+
+
+def _last(accesses: list[Access], begin: int, same: Same) -> list[Access]:
+    """The beginning, and as few of the last ones as do."""
+    few = 1
+    while begin + few < len(accesses):
+        if same(less := accesses[:begin] + accesses[-few:]):
+            return less
+        few *= 2
+    return accesses
 
 
 def _fewer(accesses: list[Access], same: Same) -> list[Access]:

@@ -7,16 +7,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from random import Random
 
 from hypothesis import strategies as st
 
+from vmtest.devices.access import Access
+from vmtest.devices.target import Target
 from vmtest.errors import UsageError
 from vmtest.forms import Draft, forms
 from vmtest.fuzz.generate import EDGES, select
+from vmtest.fuzz.sequences import Drawer
 from vmtest.model.case import Case
 from vmtest.model.isa import DATA_SIZE, Isa, Register, isa
 
-__all__ = ["cases", "instructions", "states"]
+__all__ = ["accesses", "cases", "instructions", "states"]
 
 MOST = 6
 """Registers that a state sets at most."""
@@ -29,6 +34,35 @@ def instructions(isa_name: str, *, max_size: int = 1, forms: str | None = None) 
     the time or the machine. Raises UsageError for an unknown instruction set, and a pattern that matches nothing.
     """
     return _drafts(isa_name, max_size, forms).map(lambda draft: draft.code)
+
+
+def accesses(target: Target) -> st.SearchStrategy[list[Access]]:
+    """Sequences of operations on a device, by what is known of it, which shrink to fewer and simpler ones. What makes
+    the machine ready for them is ``target.begin``; where its registers are is not changed.
+    """
+    return _sequences(Drawer(replace(target, functions=()), 0))
+
+
+@st.composite
+def _sequences(draw: st.DrawFn, drawer: Drawer) -> list[Access]:
+    return drawer.sequence(_Drawn(draw))
+
+
+class _Drawn(Random):
+    """Numbers that hypothesis draws: evenly, which its own strategy of Randoms does not, and the least is simplest."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        super().__init__(0)
+        self._draw = draw
+
+    def random(self) -> float:
+        return self._draw(_SIXTEEN_BITS) / (1 << 16)
+
+    def getrandbits(self, k: int) -> int:
+        return self._draw(st.integers(0, (1 << k) - 1))
+
+
+_SIXTEEN_BITS = st.integers(0, (1 << 16) - 1)
 
 
 def states(isa_name: str) -> st.SearchStrategy[Mapping[str, int]]:

@@ -1,0 +1,68 @@
+"""What a stock QEMU tells of what it does: its trace events (docs/devel/tracing.rst in QEMU; the backend "log"), and
+what it says of a guest's errors.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["Events"]
+
+INFRASTRUCTURE = (
+    *("aio", "bdrv", "blk", "breakpoint", "cpu", "dirty", "exec", "flatview", "guest", "handle", "job", "loader"),
+    *(
+        "loadvm",
+        "lockcnt",
+        "memory",
+        "migrat",
+        "module",
+        "monitor",
+        "object",
+        "poll",
+        "qbus",
+        "qcrypto",
+        "qdev",
+        "qemu",
+    ),
+    *(
+        "qio",
+        "qmp",
+        "ram",
+        "reentrant",
+        "resettable",
+        "run_poll",
+        "runstate",
+        "savevm",
+        "system",
+        "thread",
+        "translate",
+    ),
+    *("visit", "vm_state", "vmstate"),
+)
+"""How the names of events begin that are of QEMU's own works, and not of devices."""
+FULL = 64 << 20
+"""Bytes that the file may have."""
+
+
+class Events:
+    """A file in memory that a QEMU writes them to, a line each. ``arguments`` are its own, and it inherits ``fd``."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("vmtest-events", os.MFD_CLOEXEC)
+        self._at = 0
+        items = ["guest_errors", "unimp", "trace:*", *(f"trace:-{prefix}_*" for prefix in INFRASTRUCTURE)]
+        self.arguments = ("-D", f"/proc/self/fd/{self.fd}", "-d", ",".join(items))
+
+    def take(self) -> list[bytes]:
+        """The lines since it was asked last."""
+        if (size := os.fstat(self.fd).st_size) <= self._at:  # it was emptied, and nothing was told since
+            return []
+        data = os.pread(self.fd, size - self._at, self._at)
+        self._at = size
+        if size > FULL:
+            os.ftruncate(self.fd, 0)  # QEMU goes on where it was, which leaves a hole in front
+        return data.splitlines()
+
+    def close(self) -> None:
+        """Forget them."""
+        os.close(self.fd)

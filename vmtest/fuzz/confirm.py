@@ -1,0 +1,125 @@
+"""A crash that came in the midst of a run, as a QEMU that was just started shows it: confirmed, and made small."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+
+from vmtest.closing import Closing
+from vmtest.devices.access import UNSAID, Access, Reset
+from vmtest.devices.crash import Crash
+from vmtest.devices.reproducer import SETTLE, Reproducer
+from vmtest.devices.session import LOST, Board, Session
+from vmtest.devices.target import Target
+from vmtest.fuzz.shrink import shrink
+from vmtest.host import Qemu
+
+__all__ = ["BUDGET", "Confirmer", "until"]
+
+BUDGET = 60.0
+"""Seconds in which a crash is made smaller."""
+SOON = 0.02
+"""Seconds in which QEMU's main loop has run."""
+SOON_LOST = 1.0
+"""Seconds after which a QEMU that does nothing is given up while its hang is made smaller."""
+LAST = (1, 2, 8, 32)
+"""So many of the last pieces are tried, and then all."""
+
+
+class Confirmer:
+    """Tries crashes of a target again. ``source`` says what has found them."""
+
+    def __init__(self, target: Target, qemu: Qemu, source: str) -> None:
+        self._target, self._qemu, self._source = target, qemu, source
+
+    def confirmed(
+        self, pieces: Sequence[Sequence[Access]], known: Collection[str], *, seconds: float = BUDGET
+    ) -> tuple[Reproducer, str] | None:
+        """The smallest reproducer that was found, of the last pieces of what QEMU was told, as few as do; and the
+        crash's key. None where it does not come again, or comes to one that is ``known``.
+        """
+        for last in (*LAST, len(pieces)):
+            accesses = [*self._target.begin, *(access for piece in pieces[-last:] for access in piece)]
+            for mode in (True, False):  # in lockstep it does the same each time
+                found = self._ends(accesses, mode, SETTLE)
+                if found and not found.is_clean and found.key not in known:
+                    return self._smallest(accesses, found, mode, seconds), found.key
+            if last >= len(pieces):
+                break
+        return None
+
+    def _ends(self, accesses: Sequence[Access], lockstep: bool, settle: float, lost: float = LOST) -> Crash | None:
+        with Session(self._target.board, self._qemu, traced=True, lost=lost) as session:
+            return session.run(accesses, lockstep=lockstep, settle=settle).crash
+
+    def _waited(self, accesses: Sequence[Access], lockstep: bool) -> float:
+        """Seconds from the first operation to the end."""
+        with Session(self._target.board, self._qemu) as session:
+            begin = time.monotonic()
+            session.run(accesses, lockstep=lockstep, settle=SETTLE)
+            return time.monotonic() - begin
+
+    def _smallest(self, accesses: Sequence[Access], crash: Crash, lockstep: bool, seconds: float) -> Reproducer:
+        settle, lost = 0.0, SOON_LOST if crash.kind == "hang" else LOST
+
+        def ends(candidate: Sequence[Access]) -> bool:
+            found = self._ends(candidate, lockstep, settle, lost)
+            return found is not None and found.key == crash.key
+
+        def same(candidate: Sequence[Access]) -> bool:
+            # Most do not, which one that is reset tells sooner; what does is seen on one that was just started.
+            return warm.ends((Reset(), *candidate), lockstep, settle) and ends(candidate)
+
+        again = self._ends(accesses, lockstep, SETTLE)
+        if again and again.done == crash.done and ends(until(accesses, crash.done)):
+            accesses = until(accesses, crash.done)  # what comes later does nothing for it
+        else:  # it is a timer's doing, or the main loop's: some time later
+            settle = min(SETTLE, SOON + 1.5 * self._waited(accesses, lockstep))
+        with _Warm(self._target.board, self._qemu, lost) as warm:
+            small: Sequence[Access] = shrink(accesses, same, seconds=seconds, begin=len(self._target.begin))
+        if lost < LOST and not self._ends(small, lockstep, settle):
+            small = accesses  # it was slow, and no more
+        version = ".".join(map(str, self._qemu.version))
+        return Reproducer(
+            binary=self._qemu.path.name,
+            board=self._target.board,
+            accesses=tuple(small),
+            lockstep=lockstep,
+            signature=crash.signature,
+            title=f"{self._target.name}: {crash.kind}{crash.key.removeprefix(crash.signature)}",
+            source=self._source,
+            seen={version: crash.key},
+        )
+
+
+class _Warm(Closing):
+    """A QEMU that goes on from one try to the next, as long as it lives."""
+
+    def __init__(self, board: Board, qemu: Qemu, lost: float) -> None:
+        self._board, self._qemu, self._lost = board, qemu, lost
+        self._session: Session | None = None
+
+    def ends(self, accesses: Sequence[Access], lockstep: bool, settle: float) -> bool:
+        """Whether it ends by these."""
+        if self._session is None:
+            self._session = Session(self._board, self._qemu, lost=self._lost)
+        if self._session.run(accesses, lockstep=lockstep, settle=settle).crash is None:
+            return False
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """End it."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+def until(accesses: Sequence[Access], done: int) -> Sequence[Access]:
+    """Up to the operation behind so many that were answered."""
+    answered = 0
+    for at, access in enumerate(accesses):
+        answered += not isinstance(access, UNSAID)
+        if answered > done:
+            return accesses[: at + 1]
+    return accesses

@@ -1,0 +1,74 @@
+"""What is new in what QEMU tells of a sequence: the coverage of a binary that was not built for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from vmtest.devices.access import Access, Flush, In, Read
+
+__all__ = ["Coverage"]
+
+SPARSE = 12
+"""Kinds of events: where there are fewer the values count that registers return."""
+LEARNING = 64
+"""Sequences until that is known."""
+REMEMBERED = 100_000
+"""Lines whose meaning is kept."""
+
+
+class Coverage:
+    """``kinds`` are the names of events that were seen; ``features`` counts all that was ever new."""
+
+    def __init__(self) -> None:
+        self.kinds: set[bytes] = set()
+        self._seen: set[object] = set()
+        self._lines: dict[bytes, int] = {}
+        self._numbers: dict[bytes, int] = {}
+        self._sequences = 0
+
+    @property
+    def features(self) -> int:
+        """How many."""
+        return len(self._seen)
+
+    def new(self, lines: Iterable[bytes], accesses: Sequence[Access], replies: Sequence[object]) -> int:
+        """How much a sequence, which was told in these lines and answered so, has of what none had before: pairs of
+        events that follow each other, with what their numbers are about.
+        """
+        self._sequences += 1
+        before, seen, last = len(self._seen), self._seen, 0
+        meanings = self._lines
+        for line in lines:
+            meaning = meanings.get(line)
+            if meaning is None:
+                meaning = self._meaning(line)
+            seen.add(last << 32 | meaning)
+            last = meaning
+        if self._sequences > LEARNING and len(self.kinds) < SPARSE:
+            answered = (access for access in accesses if not isinstance(access, Flush))
+            for access, reply in zip(answered, replies, strict=False):
+                if isinstance(access, In | Read) and isinstance(reply, int):
+                    seen.add((access, reply.bit_length()))
+        return len(seen) - before
+
+    def _meaning(self, line: bytes) -> int:
+        """A number for the line and all that differ from it in numbers of about the same size alone."""
+        if len(self._lines) > REMEMBERED:
+            self._lines.clear()
+        plain = _NUMBER.sub(_size, line)
+        self.kinds.add(line.partition(b" ")[0])
+        meaning = self._lines[line] = self._numbers.setdefault(plain, len(self._numbers) + 1)
+        return meaning
+
+
+_NUMBER = re.compile(rb"0x([0-9a-fA-F]+)|\b([0-9]+)\b")
+
+
+def _size(found: re.Match[bytes]) -> bytes:
+    """What is left of a number: small ones are what they are, of others the bits; addresses of QEMU's own are none."""
+    value = int(found[1], 16) if found[1] else int(found[2])
+    if value < 4:
+        return found[0][-1:]
+    bits = value.bit_length()
+    return b"@" if bits > 40 else b"#%d" % bits

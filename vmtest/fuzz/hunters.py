@@ -1,0 +1,131 @@
+"""Several processes that work on one target, each with a seed and a QEMU of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import fields
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from vmtest.devices.reproducer import Reproducer
+from vmtest.devices.target import Target
+from vmtest.errors import HostError, VmtestError
+from vmtest.fuzz.device import Hunt, Report
+from vmtest.host import Qemu
+
+__all__ = ["hunt"]
+
+COUNTS = tuple(field.name for field in fields(Report) if field.type == "int" and field.name != "seed")
+"""What is added up. Of kinds of events, and of what was new, the most is told: they have mostly seen the same."""
+MOST = ("events", "features")
+LAST_WORDS = 5.0
+"""Seconds in which a process that is to end does."""
+
+Told = Callable[[Report, Reproducer | None], None]
+
+
+def hunt(
+    target: Target, qemu: Qemu, *, seed: int, seconds: float, told: Told, jobs: int = 1, feedback: bool = True
+) -> Report:
+    """Fuzz for so many seconds. ``told`` is called now and then, and with each crash that is new.
+
+    The first process has ``seed``, the next one a higher one. Ctrl-C is the caller's. Raises HostError.
+    """
+    if jobs == 1:
+        one = Hunt(target, qemu, seed, feedback=feedback)
+        return one.run(seconds=seconds, told=told)
+    report, begin = Report(target=target, seed=seed), time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    parts = dict[Connection, dict[str, Any]]()
+    processes = []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a terminal's Ctrl-C is for us alone
+    try:
+        for job in range(jobs):
+            ours, theirs = context.Pipe()
+            parts[ours] = {}
+            given = (os.getpid(), theirs, target, qemu, seed + job, seconds, feedback)
+            processes.append(context.Process(target=_work, args=given))
+            processes[-1].start()
+            theirs.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        running = set(parts)
+        while running:
+            for pipe in wait(list(running)):
+                assert isinstance(pipe, Connection)
+                try:
+                    _take(pipe.recv(), pipe, parts, report, told)
+                except (EOFError, OSError):
+                    running.remove(pipe)
+                report.seconds = time.monotonic() - begin
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for pipe in parts:
+            pipe.close()  # which ends who still works
+        for process in processes:
+            process.join(LAST_WORDS)
+            process.kill()
+    if failed := [process.exitcode for process in processes if process.exitcode]:
+        raise HostError(f"a process of the run has ended (exit status {failed[0]})")
+    return report
+
+
+def _take(
+    said: tuple[Mapping[str, Any], str, Reproducer | None] | VmtestError,
+    pipe: Connection,
+    parts: Mapping[Connection, dict[str, Any]],
+    report: Report,
+    told: Told,
+) -> None:
+    """What a process tells goes into the report; of a crash the others hear."""
+    if isinstance(said, VmtestError):
+        raise said
+    numbers, key, made = said
+    parts[pipe].update(numbers)
+    rows = [part for part in parts.values() if part]
+    for name in COUNTS:
+        setattr(report, name, (max if name in MOST else sum)(part[name] for part in rows))
+    report.shrinking = sum(part["shrinking"] for part in rows)
+    report.seen = {}
+    for part in rows:
+        for key, times in part["seen"].items():
+            report.seen[key] = report.seen.get(key, 0) + times
+    report.unconfirmed = sorted({key for part in rows for key in part["unconfirmed"]})
+    is_new = made is not None and key not in report.crashes
+    if made is not None and is_new:
+        report.crashes[key] = made
+        for other in parts:
+            with suppress(OSError):  # one that is done
+                other.send(key)
+    told(report, made if is_new else None)
+
+
+def _work(parent: int, pipe: Connection, target: Target, qemu: Qemu, seed: int, seconds: float, feedback: bool) -> None:
+    """In a process of its own, which ends when who started it has gone, or does not listen any more."""
+    one = Hunt(target, qemu, seed, feedback=feedback)
+    threading.Thread(target=_listen, args=(parent, pipe, one), daemon=True).start()
+    names = (*COUNTS, "shrinking", "seen", "unconfirmed")
+
+    def told(report: Report, made: Reproducer | None) -> None:
+        key = next((key for key, one in report.crashes.items() if one is made), "")
+        pipe.send(({name: getattr(report, name) for name in names}, key, made))
+
+    try:
+        one.run(seconds=seconds, told=told)
+    except VmtestError as error:
+        pipe.send(error)
+
+
+def _listen(parent: int, pipe: Connection, one: Hunt) -> None:
+    try:
+        while os.getppid() == parent:
+            if pipe.poll(0.5):
+                one.known.add(pipe.recv())
+    except (EOFError, OSError):
+        pass
+    os._exit(0)
