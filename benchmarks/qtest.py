@@ -8,12 +8,17 @@ takes them as values and gives values back; the loop (benchmarks/loops/qtest.c) 
     lockstep     each waits for the last one's answer
     pipelined    as fast as QEMU takes them
 
-Each way has a QEMU of its own; they take turns.
+Each way has a QEMU of its own; they take turns. Then, all on one CPU:
+
+    end to end   vmtest fuzz device: sequences drawn and changed, done, trace events read, what is new of them kept;
+                 without the time that goes to crashes, which is as long as one likes
+    reset, start what each rung of the ladder costs, from the machine's reset button to a QEMU that was just started
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import tempfile
@@ -27,11 +32,17 @@ from common import interleaved, median, reached
 from executors import compiler
 from tabulate import tabulate
 
-from vmtest.devices.access import Access, Load, Read, Store, Write, encode
+from vmtest.devices.access import Access, Load, Read, Reset, Store, Write, encode
 from vmtest.devices.bench import Bench
+from vmtest.devices.session import Session
+from vmtest.devices.target import target
+from vmtest.fuzz.device import Hunt
 
 TARGETS = {"lockstep": 0.6, "pipelined": 0.8}
 """How much of the C loop's operations a second."""
+END_TO_END = 25_000
+"""Operations a second: the median of the devices."""
+DEVICES = ("e1000e", "ide-hd", "nvme", "sd-card", "virtio-blk-pci", "virtio-net-pci", "usb-tablet")
 
 
 def accesses(number: int, base: int, seed: int = 0) -> list[Access]:
@@ -75,10 +86,52 @@ def by_hand(program: Path, bench: Bench, file: Path, mode: str, number: int) -> 
     return float(words[0])
 
 
+def end_to_end(device: str, seconds: float, *, feedback: bool) -> tuple[float, float]:
+    """Operations a second, and how many of a sequence's there are."""
+    found, qemu = target(device)
+    hunt = Hunt(found, qemu, 1, feedback=feedback, shrinking=0)
+    report = hunt.run(seconds=seconds, told=lambda report, made: None)
+    return report.operations / (report.seconds - report.shrinking), report.operations / report.sequences
+
+
+def rungs(device: str, runs: int) -> tuple[float, float]:
+    """Milliseconds of a reset, with the device mapped again; and of a start, up to its first answer."""
+    found, qemu = target(device)
+    resets, starts = [], []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        with Session(found.board, qemu, told=True) as session:
+            session.run(found.begin)
+            starts.append(time.perf_counter() - begin)
+            for _ in range(10):
+                begin = time.perf_counter()
+                session.run((Reset(), *found.begin))
+                resets.append(time.perf_counter() - begin)
+    return 1000 * median(resets), 1000 * median(starts)
+
+
+def on_one_cpu(seconds: float, runs: int) -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        rows = []
+        for device in DEVICES:
+            rate, length = end_to_end(device, seconds, feedback=True)
+            without, _ = end_to_end(device, seconds, feedback=False)
+            rows.append((device, rate, without, length, *rungs(device, runs)))
+    finally:
+        os.sched_setaffinity(0, before)
+    head = ("device", "operations/s", "without feedback", "a sequence", "reset ms", "start ms")
+    print(tabulate(rows, head, floatfmt=("", ",.0f", ",.0f", ".0f", ".1f", ".0f")))
+    print()
+    print(reached("end to end, on one CPU", median([row[1] for row in rows]), END_TO_END))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--accesses", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=15, help="of each device, end to end")
     options = parser.parse_args()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -103,6 +156,8 @@ def main() -> None:
     print()
     for mode, least in TARGETS.items():
         print(reached(f"{mode}: of the C loop", median(rates[mode]) / median(rates[f"{mode} in C"]), least))
+    print()
+    on_one_cpu(options.seconds, options.runs)
 
 
 if __name__ == "__main__":

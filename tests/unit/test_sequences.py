@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmtest.devices.access import Access, Flush, Out, Read, Store, Write, encode
+from vmtest.devices.layout import Area
+from vmtest.devices.pci import Function
 from vmtest.devices.session import Board
-from vmtest.devices.target import Area, Target
-from vmtest.fuzz.sequences import ARENA, Avoided, Drawer
+from vmtest.devices.target import Target
+from vmtest.fuzz.sequences import Avoided, Drawer
 from vmtest.fuzz.shrink import shrink
 
 AREAS = (
@@ -15,7 +17,8 @@ AREAS = (
     Area(name="b", address=0xC000, size=0x3, is_port=True),
     Area(name="c", address=0x10, size=1),
 )
-TARGET = Target(name="x", board=Board(arguments=()), areas=AREAS)
+ARENA = (0x100000, 0x40000)
+TARGET = Target(name="x", board=Board(arguments=()), areas=AREAS, arena=ARENA)
 
 
 def test_the_same_seed_draws_the_same() -> None:
@@ -58,7 +61,7 @@ def test_what_ends_qemu_at_once_is_left_out() -> None:
     assert Read(0xE0000100, 4) not in avoided
     assert Out(0xC000, 1, 1) not in avoided
     assert Store(0x100000, b"a") not in avoided
-    alone = Avoided(Target(name="x", board=Board(arguments=()), areas=AREAS[:1]))
+    alone = Avoided(Target(name="x", board=Board(arguments=()), areas=AREAS[:1], arena=ARENA))
     for number in range(10):
         alone.add(Write(0xE0000000 + 8 * number, number, 4))
     assert Write(0xE0000100, 1, 4) not in alone
@@ -79,3 +82,31 @@ def test_fewest_and_simplest() -> None:
     assert small == [Write(0x10, 8, 4), Store(0x1004, b"\5"), Out(0x80, 0, 1)]
     assert shrink(small, same, seconds=60) == small
     assert shrink(accesses, same, seconds=0) == accesses
+
+
+def test_the_last_ones_come_first() -> None:
+    """Where the last operation does it all, it takes few tries, with what makes the machine ready before it."""
+    accesses = [Out(0xCF8, 1, 4), *(Write(8 * number, 1, 4) for number in range(1000))]
+    tries = 0
+
+    def same(several: Sequence[Access]) -> bool:
+        nonlocal tries
+        tries += 1
+        return several[0] == accesses[0] and several[-1] == accesses[-1]
+
+    assert shrink(accesses, same, seconds=60, begin=1)[1] == accesses[-1]
+    assert tries < 20
+
+
+def test_configuration_is_worked_on() -> None:
+    """Where there is a PCI function its configuration space is reached: by ports, or in memory; with messages too."""
+    for base in (None, 0x4010000000):
+        function = Function(3, 0, base, msi=0x50, msix=0x60)
+        target = Target(name="x", board=Board(arguments=()), areas=AREAS, arena=ARENA, functions=[function])
+        drawn = [access for number in range(200) for access in Drawer(target, 1).draw(number)]
+        enabled = function.write(0x62, 1 << 15, 2)
+        assert all(access in drawn for access in enabled)
+        if base is None:
+            assert any(isinstance(access, Out) and access.port == 0xCF8 for access in drawn)
+        else:
+            assert any(isinstance(access, Write) and base <= access.address < base + (1 << 20) for access in drawn)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import SystemRandom
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from vmtest.cli.fuzz_device import INTERRUPTED, SECONDS, device
 from vmtest.errors import HostError, UsageError
 
-if TYPE_CHECKING:
-    from vmtest.devices.reproducer import Reproducer
-
 __all__ = ["fuzz"]
-
-SECONDS = 60.0
-INTERRUPTED = 130
 
 
 @click.group()
@@ -179,66 +174,4 @@ def _corpus(path: Path | None, isa_name: str) -> tuple[Any, ...]:
     return tuple(cases)
 
 
-@fuzz.command()
-@click.argument("name", metavar="DEVICE")
-@click.option("--machine", default="", help="the machine type  [q35; virt for other architectures than x86]")
-@click.option("--qemu", "binary", metavar="BINARY", default="", help="on PATH, or a path  [qemu-system-x86_64]")
-@click.option("--arg", "arguments", metavar="WORD", multiple=True, help="an argument more for QEMU; more than once")
-@click.option("--time", "seconds", metavar="SECONDS", type=float, default=SECONDS, help=f"how long  [{SECONDS:g}]")
-@click.option("--seed", metavar="N", type=int, help="the same seed makes the same sequences  [drawn, and printed]")
-@click.option("--findings", metavar="DIR", type=Path, default=Path("findings"), help="where they go  [findings]")
-@click.option("--json", "as_json", is_flag=True, help="print events as lines of JSON")
-def device(
-    name: str,
-    machine: str,
-    binary: str,
-    arguments: tuple[str, ...],
-    seconds: float,
-    seed: int | None,
-    findings: Path,
-    as_json: bool,
-) -> int:
-    """Work on the registers of a device until QEMU ends by it.
-
-    DEVICE is a type of the installed QEMU (-device help), which is added to a machine with what it stands on; or a
-    machine type, of which all registers are worked on:
-
-    \b
-      vmtest fuzz device edu
-      vmtest fuzz device ide-hd --time 300
-      vmtest fuzz device xlnx-zcu102 --qemu qemu-system-aarch64
-
-    Each way in which QEMU ends is run again on a QEMU that was just started, made as small as it will go, and written
-    to a file. The exit code is 1 where there is one, and 130 where there is none and Ctrl-C has ended it.
-    """
-    from vmtest.cli.reproducers import write_text
-    from vmtest.devices.target import target
-    from vmtest.fuzz.campaign import above_zero
-    from vmtest.fuzz.device import Hunt, Report
-    from vmtest.fuzz.finding import prepared
-    from vmtest.report.devices import as_dict, heading, noted, summary
-    from vmtest.report.fuzzing import as_line
-    from vmtest.report.progress import shown
-
-    above_zero(**{"--time": seconds})
-    prepared(findings)
-    found, qemu = target(name, binary=binary, machine=machine, arguments=arguments)
-    hunt = Hunt(found, qemu, SystemRandom().getrandbits(32) if seed is None else seed)
-    click.echo(as_line("begin", as_dict(hunt.report)) if as_json else heading(hunt.report, qemu.version_text))
-    interrupted = False
-    with shown() as progress:
-        progress.step(f"fuzzing {name}")
-
-        def told(report: Report, made: Reproducer | None) -> None:
-            progress.note(noted(report))
-            if made is not None:
-                write_text(findings / made.name, made.dumps())
-                if as_json:
-                    click.echo(as_line("crash", {"file": str(findings / made.name), "signature": made.signature}))
-
-        try:
-            hunt.run(seconds=seconds, told=told)
-        except KeyboardInterrupt:
-            interrupted = True
-    click.echo(as_line("end", as_dict(hunt.report)) if as_json else summary(hunt.report, findings))
-    return 1 if hunt.report.crashes else INTERRUPTED if interrupted else 0
+fuzz.add_command(device)

@@ -199,14 +199,14 @@ class Session(Closing):
     def reset(self) -> Crash | None:
         """Reset the machine, as its button does, and wait until that is done; how QEMU has ended, if it has."""
         before = self._resets
+        self._silence = self.process.cpu_seconds(), time.monotonic()
         with contextlib.suppress(QmpError):  # it ends: that is seen next
-            self.qmp.execute("system_reset")
+            self.qmp.execute("system_reset", timeout=self._lost)
         with self._changed:
             done = self._changed.wait_for(lambda: self._resets > before or self._has_ended, self._lost)
         if self._has_ended:
             return self._end(0, is_silent=False)
         if not done:
-            self._silence = self.process.cpu_seconds(), time.monotonic()
             return self._end(0, is_silent=True)
         return None
 
@@ -239,10 +239,11 @@ class Session(Closing):
         """How it has ended, or is ended now."""
         if is_silent:
             assert self._silence is not None
-            used = self.process.cpu_seconds() - self._silence[0]
-            where = self._tracer.look() if self._tracer and used < HANG else ""
+            used, since = self.process.cpu_seconds() - self._silence[0], time.monotonic() - self._silence[1]
+            is_at_work = used >= min(HANG, since / 2)
+            where = "" if is_at_work or not self._tracer else self._tracer.look()
             self.process.kill()
-            said = "no answer, at work" if used >= HANG else "no answer, and no work"
+            said = "no answer, at work" if is_at_work else "no answer, and no work"
             return Crash("hang", said, self.process.stderr, done, where)
         code = self.process.wait(Deadline(ANSWER))
         if code is None:

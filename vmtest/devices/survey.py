@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from vmtest.devices.bench import BINARY
 from vmtest.devices.models import models
@@ -40,9 +41,14 @@ def kinds(qemu: Qemu) -> dict[str, bool]:
     return {kind: is_added for kind, is_added in found.items() if kind not in cpus}
 
 
-def survey(*, binary: str = "", machine: str = "", arguments: Sequence[str] = ()) -> Iterator[Row]:
-    """A row each, by name. Raises UsageError and HostError for a QEMU that cannot be asked."""
-    known = kinds(find_emulator(binary or BINARY))
+def survey(pattern: str = "*", *, binary: str = "", machine: str = "", arguments: Sequence[str] = ()) -> Iterator[Row]:
+    """A row each, by name, for those that a ``pattern`` matches. Raises UsageError where there are none, and HostError
+    for a QEMU that cannot be asked.
+    """
+    qemu = find_emulator(binary or BINARY)
+    known = {kind: is_added for kind, is_added in kinds(qemu).items() if fnmatchcase(kind, pattern)}
+    if not known:
+        raise UsageError(f"{qemu.path.name} has no device {pattern!r}", hint="a pattern such as 'virtio-*'")
 
     def tried(kind: str) -> Row:
         if not known[kind]:

@@ -14,7 +14,7 @@ from vmtest.devices.session import Board, Session
 from vmtest.errors import HostError, QmpError, UsageError
 from vmtest.host import Qemu
 
-__all__ = ["Target", "regions", "target"]
+__all__ = ["ARENA", "Target", "regions", "target"]
 
 
 ARENA = 0x40000
@@ -38,7 +38,9 @@ class Target:
     functions: Sequence[Function] = ()
 
 
-def target(name: str, *, binary: str = "", machine: str = "", arguments: Sequence[str] = ()) -> tuple[Target, Qemu]:
+def target(
+    name: str, *, binary: str = "", machine: str = "", arguments: Sequence[str] = (), accel: str = ""
+) -> tuple[Target, Qemu]:
     """A device type on a machine, with properties as ``-device`` takes them, or a whole machine by its type: all that
     answers on its buses.
 
@@ -46,9 +48,9 @@ def target(name: str, *, binary: str = "", machine: str = "", arguments: Sequenc
     that it is, or hangs on, such as a disk on its controller. Raises UsageError for what is neither a device nor a
     machine of this QEMU, and HostError where QEMU does not start with it.
     """
-    bench = Bench(binary=binary, machine=machine, arguments=arguments)
+    bench = Bench(binary=binary, machine=machine, arguments=arguments, accel=accel)
     if not machine and name in _machines(bench.qemu):
-        bench = Bench(binary=binary, machine=name, arguments=arguments, memory=0)
+        bench = Bench(binary=binary, machine=name, arguments=arguments, accel=accel, memory=0)
         kind = ""
     else:
         kind, *given = name.split(",")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Sequence
 
 from vmtest.closing import Closing
-from vmtest.devices.access import UNSAID, Access, Reset
+from vmtest.devices.access import UNSAID, Access, Fill, Reset
 from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import SETTLE, Reproducer
 from vmtest.devices.session import LOST, Board, Session
@@ -16,11 +16,13 @@ from vmtest.host import Qemu
 
 __all__ = ["BUDGET", "Confirmer", "until"]
 
-BUDGET = 60.0
+BUDGET = 30.0
 """Seconds in which a crash is made smaller."""
 SOON = 0.02
 """Seconds in which QEMU's main loop has run."""
-SOON_LOST = 1.0
+MISLED = 8
+"""So often a QEMU that is reset may end where one that was just started does not: then it is asked no more."""
+SOON_LOST = 0.5
 """Seconds after which a QEMU that does nothing is given up while its hang is made smaller."""
 LAST = (1, 2, 8, 32)
 """So many of the last pieces are tried, and then all."""
@@ -33,15 +35,16 @@ class Confirmer:
         self._target, self._qemu, self._source = target, qemu, source
 
     def confirmed(
-        self, pieces: Sequence[Sequence[Access]], known: Collection[str], *, seconds: float = BUDGET
+        self, pieces: Sequence[Sequence[Access]], kind: str, known: Collection[str], *, seconds: float = BUDGET
     ) -> tuple[Reproducer, str] | None:
         """The smallest reproducer that was found, of the last pieces of what QEMU was told, as few as do; and the
-        crash's key. None where it does not come again, or comes to one that is ``known``.
+        crash's key; ``kind`` is what it is. None where it does not come again, or comes to one that is ``known``.
         """
+        lost = SOON_LOST if kind == "hang" else LOST
         for last in (*LAST, len(pieces)):
             accesses = [*self._target.begin, *(access for piece in pieces[-last:] for access in piece)]
             for mode in (True, False):  # in lockstep it does the same each time
-                found = self._ends(accesses, mode, SETTLE)
+                found = self._ends(accesses, mode, SETTLE, lost)
                 if found and not found.is_clean and found.key not in known:
                     return self._smallest(accesses, found, mode, seconds), found.key
             if last >= len(pieces):
@@ -52,15 +55,16 @@ class Confirmer:
         with Session(self._target.board, self._qemu, traced=True, lost=lost) as session:
             return session.run(accesses, lockstep=lockstep, settle=settle).crash
 
-    def _waited(self, accesses: Sequence[Access], lockstep: bool) -> float:
+    def _waited(self, accesses: Sequence[Access], lockstep: bool, lost: float) -> float:
         """Seconds from the first operation to the end."""
-        with Session(self._target.board, self._qemu) as session:
+        with Session(self._target.board, self._qemu, lost=lost) as session:
             begin = time.monotonic()
             session.run(accesses, lockstep=lockstep, settle=SETTLE)
             return time.monotonic() - begin
 
     def _smallest(self, accesses: Sequence[Access], crash: Crash, lockstep: bool, seconds: float) -> Reproducer:
         settle, lost = 0.0, SOON_LOST if crash.kind == "hang" else LOST
+        afresh, misled = (Reset(), Fill(*self._target.arena, 0)), 0
 
         def ends(candidate: Sequence[Access]) -> bool:
             found = self._ends(candidate, lockstep, settle, lost)
@@ -68,13 +72,18 @@ class Confirmer:
 
         def same(candidate: Sequence[Access]) -> bool:
             # Most do not, which one that is reset tells sooner; what does is seen on one that was just started.
-            return warm.ends((Reset(), *candidate), lockstep, settle) and ends(candidate)
+            nonlocal misled
+            if misled < MISLED and not warm.ends((*afresh, *candidate), lockstep, settle):
+                return False
+            is_so = ends(candidate)
+            misled += not is_so
+            return is_so
 
-        again = self._ends(accesses, lockstep, SETTLE)
+        again = self._ends(accesses, lockstep, SETTLE, lost)
         if again and again.done == crash.done and ends(until(accesses, crash.done)):
             accesses = until(accesses, crash.done)  # what comes later does nothing for it
         else:  # it is a timer's doing, or the main loop's: some time later
-            settle = min(SETTLE, SOON + 1.5 * self._waited(accesses, lockstep))
+            settle = min(SETTLE, SOON + 1.5 * self._waited(accesses, lockstep, lost))
         with _Warm(self._target.board, self._qemu, lost) as warm:
             small: Sequence[Access] = shrink(accesses, same, seconds=seconds, begin=len(self._target.begin))
         if lost < LOST and not self._ends(small, lockstep, settle):

@@ -13,7 +13,7 @@ from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import Reproducer
 from vmtest.devices.session import Session
 from vmtest.devices.target import Target
-from vmtest.fuzz.confirm import Confirmer, until
+from vmtest.fuzz.confirm import BUDGET, Confirmer, until
 from vmtest.fuzz.corpus import Corpus
 from vmtest.fuzz.coverage import Coverage
 from vmtest.fuzz.sequences import Avoided, Drawer
@@ -27,6 +27,10 @@ LIFE = 400
 """Sequences of one QEMU: what it has been told is all tried where a crash does not come of less."""
 LOCKSTEP = 4
 """One life in so many has each operation wait for the last one's answer."""
+PATIENCE = 2.0
+"""Seconds after which a QEMU that does nothing is given up: that it hangs is seen where it is confirmed."""
+TRIES = 3
+"""How often a crash is tried again, of another life each time, that did not come."""
 CHANGED = 0.5
 """How many of the sequences are made of ones that are kept, where there are any."""
 
@@ -34,13 +38,15 @@ CHANGED = 0.5
 @dataclass(kw_only=True)
 class Report:
     """What has come of it so far: ``crashes`` are by Crash.key; ``unconfirmed`` did not come again on a QEMU that was
-    just started; ``ends`` counts all ends of QEMU, ``clean`` those in order. ``events`` are the kinds that QEMU told,
+    just started, so often; ``ends`` counts all ends of QEMU, ``clean`` those in order. ``events`` are the kinds that QEMU told,
     ``features`` what was new of them, ``corpus`` how many sequences were kept for that. ``shrinking`` is how many of
-    the ``seconds`` went to what crashed.
+    the ``seconds`` went to what crashed, all ``jobs`` together; ``doing`` is what is done beside fuzzing now.
     """
 
     target: Target
     seed: int
+    jobs: int = 1
+    doing: str = ""
     operations: int = 0
     sequences: int = 0
     resets: int = 0
@@ -53,18 +59,21 @@ class Report:
     shrinking: float = 0.0
     crashes: dict[str, Reproducer] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
-    unconfirmed: list[str] = field(default_factory=list)
+    unconfirmed: dict[str, int] = field(default_factory=dict)
 
 
 class Hunt:
     """A run on one target. ``report`` is what has come of it; ``known`` are keys of crashes that others have found."""
 
     def __init__(
-        self, target: Target, qemu: Qemu, seed: int, *, feedback: bool = True, drawer: Drawer | None = None
+        self, target: Target, qemu: Qemu, seed: int, *, feedback: bool = True, shrinking: float = BUDGET
     ) -> None:
-        """With ``feedback`` sequences that show something new are kept, and changed."""
+        """With ``feedback`` sequences that show something new are kept, and changed. Each crash has ``shrinking``
+        seconds to be made smaller.
+        """
         self._target, self._qemu, self._seed = target, qemu, seed
-        self._drawer = drawer or Drawer(target, seed)
+        self._shrinking = shrinking
+        self._drawer = Drawer(target, seed)
         self._confirmer = Confirmer(target, qemu, f"vmtest fuzz device {target.name} --seed {seed}")
         self._coverage = Coverage() if feedback else None
         self._corpus = Corpus(target.arena, self._drawer.sequence)
@@ -75,6 +84,7 @@ class Hunt:
 
     def run(self, *, seconds: float, told: Callable[[Report, Reproducer | None], None]) -> Report:
         """Go on for so many seconds; ``told`` is called now and then, and with each crash of a new signature."""
+        self._told = told
         begin = time.monotonic()
         numbers, lives = count(), count(1)
 
@@ -92,7 +102,8 @@ class Hunt:
         """One QEMU, from its start to its end; what it has ended by, where that is new."""
         pieces: list[Sequence[Access]] = []
         crash = None
-        with Session(self._target.board, self._qemu, traced=True, told=self._coverage is not None) as session:
+        told = self._coverage is not None
+        with Session(self._target.board, self._qemu, traced=True, told=told, lost=PATIENCE) as session:
             session.run(self._target.begin)
             for sequence in range(LIFE):
                 if crash or not goes_on():
@@ -137,15 +148,22 @@ class Hunt:
         report.seen[crash.key] = report.seen.get(crash.key, 0) + 1
         if crash.key in self._at_once and crash.done:
             self._avoided.add(until(pieces[-1], crash.done)[-1])
-        if crash.key in self.known or crash.key in report.crashes or crash.key in report.unconfirmed:
+        tries = report.unconfirmed.get(crash.key, 0)
+        if crash.key in self.known or crash.key in report.crashes or tries >= TRIES:
             return None
+        report.doing = f"confirming {crash.key}"
+        self._told(report, None)
         begin = time.monotonic()
-        found = self._confirmer.confirmed(pieces, self.known | report.crashes.keys())
+        found = self._confirmer.confirmed(
+            pieces, crash.kind, self.known | report.crashes.keys(), seconds=self._shrinking
+        )
         report.shrinking += time.monotonic() - begin
+        report.doing = ""
         if found is None:
-            report.unconfirmed.append(crash.key)
+            report.unconfirmed[crash.key] = tries + 1
             return None
         made, key = found
+        report.unconfirmed.pop(key, None)
         report.crashes[key] = made
         if len(made.accesses) <= len(self._target.begin) + 1:
             self._at_once.add(key)

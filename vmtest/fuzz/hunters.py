@@ -21,7 +21,7 @@ from vmtest.host import Qemu
 
 __all__ = ["hunt"]
 
-COUNTS = tuple(field.name for field in fields(Report) if field.type == "int" and field.name != "seed")
+COUNTS = tuple(field.name for field in fields(Report) if field.type == "int" and field.name not in ("seed", "jobs"))
 """What is added up. Of kinds of events, and of what was new, the most is told: they have mostly seen the same."""
 MOST = ("events", "features")
 LAST_WORDS = 5.0
@@ -40,7 +40,7 @@ def hunt(
     if jobs == 1:
         one = Hunt(target, qemu, seed, feedback=feedback)
         return one.run(seconds=seconds, told=told)
-    report, begin = Report(target=target, seed=seed), time.monotonic()
+    report, begin = Report(target=target, seed=seed, jobs=jobs), time.monotonic()
     context = multiprocessing.get_context("spawn")
     parts = dict[Connection, dict[str, Any]]()
     processes = []
@@ -91,11 +91,15 @@ def _take(
     for name in COUNTS:
         setattr(report, name, (max if name in MOST else sum)(part[name] for part in rows))
     report.shrinking = sum(part["shrinking"] for part in rows)
+    report.doing = "; ".join(part["doing"] for part in rows if part["doing"])
     report.seen = {}
     for part in rows:
         for key, times in part["seen"].items():
             report.seen[key] = report.seen.get(key, 0) + times
-    report.unconfirmed = sorted({key for part in rows for key in part["unconfirmed"]})
+    report.unconfirmed = {}
+    for part in rows:
+        report.unconfirmed |= part["unconfirmed"]
+    report.unconfirmed = {key: tries for key, tries in report.unconfirmed.items() if key not in report.crashes}
     is_new = made is not None and key not in report.crashes
     if made is not None and is_new:
         report.crashes[key] = made
@@ -109,7 +113,7 @@ def _work(parent: int, pipe: Connection, target: Target, qemu: Qemu, seed: int, 
     """In a process of its own, which ends when who started it has gone, or does not listen any more."""
     one = Hunt(target, qemu, seed, feedback=feedback)
     threading.Thread(target=_listen, args=(parent, pipe, one), daemon=True).start()
-    names = (*COUNTS, "shrinking", "seen", "unconfirmed")
+    names = (*COUNTS, "shrinking", "doing", "seen", "unconfirmed")
 
     def told(report: Report, made: Reproducer | None) -> None:
         key = next((key for key, one in report.crashes.items() if one is made), "")

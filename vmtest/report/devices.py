@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from vmtest.devices.models import models
 from vmtest.devices.reproducer import Reproducer
+from vmtest.devices.survey import Row
 from vmtest.fuzz.device import Report
 
-__all__ = ["as_dict", "heading", "noted", "summary"]
+__all__ = ["as_dict", "heading", "noted", "summary", "survey_table"]
 
 
 def heading(report: Report, version: str) -> str:
@@ -22,26 +25,30 @@ def heading(report: Report, version: str) -> str:
     shown = areas if len(areas) <= 12 else areas[:10]
     lines = [f"{report.target.name}, {version}", tabulate(shown, ("registers", "address", "size", "in"))]
     lines += [f"... and {len(areas) - len(shown)} more"] if len(shown) < len(areas) else []
+    known = sorted({model.name for model, _ in models(report.target.areas)})
+    lines += [f"known here: {', '.join(known)}" if known else "no model knows it: its registers are tried blindly"]
     return "\n".join([*lines, f"seed {report.seed}", ""])
 
 
 def noted(report: Report) -> str:
     """How far it has come, in a line."""
-    rate = report.operations / max(report.seconds - report.shrinking, 0.001)
+    spent = report.seconds * report.jobs - report.shrinking
+    rate = report.operations * report.jobs / max(spent, 0.001)
     words = [f"{report.operations:,} operations", f"{rate:,.0f}/s", f"{report.sequences:,} sequences"]
-    words += [f"{report.resets:,} resets", f"{len(report.crashes)} crashes", f"{report.ends} ends of QEMU"]
-    return ", ".join([*words, f"{report.seconds:.0f} s"])
+    words += [f"{report.resets:,} resets", f"{report.events} kinds of events", f"{report.corpus:,} sequences kept"]
+    words += [f"{len(report.crashes)} crashes", f"{report.ends} ends of QEMU"]
+    return ", ".join([*words, f"{report.seconds:.0f} s", *filter(None, [report.doing])])
 
 
 def summary(report: Report, folder: Path) -> str:
     """What has come of it."""
     lines = ["", noted(report)]
     if report.shrinking >= 1:
-        lines.append(f"{report.shrinking:.0f} s of that to confirm crashes and make them smaller")
+        lines.append(f"{report.shrinking / report.jobs:.0f} s of that to confirm crashes and make them smaller")
     if report.clean:
         lines.append(f"{report.clean} times QEMU ended in order, which is no crash")
     if report.unconfirmed:
-        said = ", ".join(sorted(set(report.unconfirmed)))
+        said = ", ".join(sorted(report.unconfirmed))
         lines.append(f"{len(report.unconfirmed)} did not come again on a QEMU that was just started: {said}")
     if not report.crashes:
         return "\n".join([*lines, "no crash"])
@@ -75,10 +82,22 @@ def as_dict(report: Report) -> dict[str, Any]:
         "sequences": report.sequences,
         "resets": report.resets,
         "ends": report.ends,
+        "events": report.events,
+        "features": report.features,
+        "corpus": report.corpus,
         "clean": report.clean,
         "crashes": [
             {"signature": signature, "seen": report.seen.get(signature, 1), "operations": len(made.accesses)}
             for signature, made in report.crashes.items()
         ],
-        "unconfirmed": report.unconfirmed,
+        "unconfirmed": sorted(report.unconfirmed),
     }
+
+
+def survey_table(rows: Sequence[Row]) -> str:
+    """What can be fuzzed, then what cannot, and why."""
+    can = [(row.kind, f"{row.registers:#x}", ", ".join(row.models)) for row in rows if not row.why]
+    cannot = [(row.kind, row.why) for row in rows if row.why]
+    lines = [tabulate(can, ("device", "bytes of registers", "known here")), ""]
+    lines += [tabulate(cannot, ("device", "why not"), maxcolwidths=[None, 90]), ""] if cannot else []
+    return "\n".join([*lines, f"{len(can)} of {len(rows)} device types can be fuzzed"])

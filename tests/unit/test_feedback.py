@@ -1,0 +1,94 @@
+"""What QEMU tells of a sequence, and what is made of the sequences that showed something new: without a QEMU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from random import Random
+
+from vmtest.devices.access import Access, Fill, In, Out, Read, Store, Write, encode
+from vmtest.devices.events import FULL, Events
+from vmtest.fuzz.corpus import LONGEST, MOST, Corpus
+from vmtest.fuzz.coverage import LEARNING, SPARSE, Coverage
+
+ARENA = (0x100000, 0x40000)
+
+
+def test_what_is_new() -> None:
+    """New are pairs of events that follow each other, and numbers of another size; the same once more is not."""
+    coverage = Coverage()
+    lines = [b"nic_send to 0x12345, 60 bytes", b"nic_irq 3"]
+    assert coverage.new(lines, (), ()) == 2
+    assert coverage.new(lines, (), ()) == 0
+    assert coverage.new([b"nic_send to 0x1abcd, 61 bytes", b"nic_irq 3"], (), ()) == 0
+    assert coverage.new([b"nic_send to 0x12345, 1500 bytes"], (), ()) == 1
+    assert coverage.new([b"nic_irq 3", b"nic_send to 0x12345, 60 bytes"], (), ()) == 2
+    assert coverage.new([b"nic_irq 2"], (), ()) == 1
+    assert coverage.kinds == {b"nic_send", b"nic_irq"}
+    assert coverage.features == 6
+
+
+def test_addresses_of_qemu_are_no_news() -> None:
+    """They are others in each process."""
+    coverage = Coverage()
+    assert coverage.new([b"dma_map 0x5581a0b0c0d0"], (), ()) == 1
+    assert coverage.new([b"dma_map 0x7f00a0b0c0d0"], (), ()) == 0
+
+
+def test_where_little_is_told_values_count() -> None:
+    """For a device without trace events what its registers return is the feedback; else it is not."""
+    silent, told = Coverage(), Coverage()
+    lines = [b"event_%c 1" % (ord("a") + number) for number in range(SPARSE)]
+    for _ in range(LEARNING):
+        silent.new((), (), ())
+        told.new(lines, (), ())
+    accesses, replies = (Write(0, 1, 4), Read(0x10, 4), In(0x70, 1)), (None, 0x80, 3)
+    assert silent.new((), accesses, replies) == 2
+    assert silent.new((), accesses, (None, 0x81, 3)) == 0
+    assert silent.new((), accesses, (None, 0x7F, 3)) == 1
+    assert told.new(lines, accesses, replies) == 0
+
+
+def test_events_are_taken_once() -> None:
+    """Lines come once, and the file is emptied where it has become large, while its writer goes on where it was."""
+    events = Events()
+    with Path(f"/proc/self/fd/{events.fd}").open("wb", buffering=0) as writer:
+        assert events.take() == []
+        writer.write(b"one 1\ntwo 2\n")
+        assert events.take() == [b"one 1", b"two 2"]
+        assert events.take() == []
+        writer.write(b"x" * (FULL + 1) + b"\n")
+        assert len(events.take()) == 1
+        assert events.take() == []
+        writer.write(b"three 3\n")
+        assert events.take() == [b"three 3"]
+    assert os.fstat(events.fd).st_blocks < FULL // 512
+    events.close()
+
+
+def _fresh(random: Random) -> list[Access]:
+    return [Write(0xE0000000 + 4 * random.randrange(64), random.getrandbits(32), 4) for _ in range(20)]
+
+
+def test_sequences_are_changed() -> None:
+    """What is made of sequences that are kept can be said, is of bounded length, goes by the seed, and is new."""
+    corpus = Corpus(ARENA, _fresh)
+    kept: list[Access] = [Out(0xCF8, 5, 4), Store(0x100000, bytes(40)), Fill(0x100100, 64, 0), *_fresh(Random(1))]
+    corpus.add(kept)
+    corpus.add([*_fresh(Random(2)), Read(0xE0000000, 8)] * 30)
+    found = [corpus.sequence(Random(seed)) for seed in range(500)]
+    assert [corpus.sequence(Random(seed)) for seed in range(500)] == found
+    for sequence in found:
+        assert len(sequence) <= LONGEST
+        for access in sequence:
+            encode(access)
+    assert sum(sequence in ([], kept) for sequence in found) < 50
+    assert any(isinstance(one, Store) and one.data != bytes(40) for sequence in found for one in sequence)
+
+
+def test_the_corpus_is_bounded() -> None:
+    """The oldest sequences go where there are too many."""
+    corpus = Corpus(ARENA, _fresh)
+    for number in range(MOST + 10):
+        corpus.add([Write(number, 0, 1)])
+    assert MOST * 0.9 <= len(corpus) <= MOST
