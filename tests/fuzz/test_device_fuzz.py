@@ -44,20 +44,19 @@ def test_a_known_crash_is_found(tmp_path: Path) -> None:
 
 
 def test_structures_are_known(tmp_path: Path) -> None:
-    """From nothing, a disk on AHCI ends QEMU 7.2 by a command whose regions are short: what is known of the structures
-    finds that, and what is left are the operations that it needs; by two processes, which find it once.
+    """From nothing, a network card on virtio ends QEMU 7.2 by a packet in a queue that is too short: it takes a queue
+    with descriptors, which is known. Two processes find it once, and it is there again when it is replayed.
     """
     if (qemu := find_emulator("qemu-system-x86_64")).version >= (8, 0, 0):
         pytest.skip(f"{qemu.version_text} may have mended it")
-    args = ("fuzz", "device", "ide-hd", "--time", "20", "--seed", "2", "-j", "2", "--json")
+    args = ("fuzz", "device", "virtio-net-pci", "--time", "10", "--seed", "2", "-j", "2", "--json")
     lines = [json.loads(line) for line in _vmtest(*args, where=tmp_path, code=1).stdout.splitlines()]
     assert (lines[0]["event"], lines[-1]["event"]) == ("begin", "end")
-    crashes = {line["signature"]: Path(line["file"]) for line in lines if line["event"] == "crash"}
-    assert len(crashes) == len(lines) - 2 == len(lines[-1]["crashes"])
-    assert lines[-1]["events"] > 30
-    assert lines[-1]["corpus"] > 50
-    found = read(tmp_path / crashes["hw/ide/core.c ide_dma_cb: prep_size >= 0 && prep_size <= n * 512"])
-    assert len(found.accesses) <= 15
+    files = [tmp_path / line["file"] for line in lines if line["event"] == "crash"]
+    assert len(files) == len(set(files)) == len(lines) - 2 == len(lines[-1]["crashes"])
+    assert lines[-1]["corpus"] > 20
+    (found,) = (file for file in files if "iov_copy" in read(file).signature)
+    assert "1 of 1 are still there" in _vmtest("replay", str(found), where=tmp_path, code=1).stdout
 
 
 def test_a_hang_is_told(tmp_path: Path) -> None:
@@ -117,19 +116,19 @@ def test_devices_are_listed(tmp_path: Path) -> None:
 
 def test_kvm(tmp_path: Path) -> None:
     """A machine under KVM has its devices worked on as well."""
-    args = ("fuzz", "device", "e1000", "--accel", "kvm", "--time", "2", "--seed", "1", "--json")
+    args = ("fuzz", "device", "rtl8139", "--accel", "kvm", "--time", "2", "--seed", "1", "--json")
     end = json.loads(_vmtest(*args, where=tmp_path, code=0).stdout.splitlines()[-1])
-    assert end["operations"] > 1000
+    assert end["operations"] > 100
 
 
 def test_what_is_told(tmp_path: Path) -> None:
     """A run without a crash tells its numbers, as lines of JSON too, and leaves no file and no process."""
-    args = ("fuzz", "device", "e1000e", "--time", "2", "--seed", "1")
+    args = ("fuzz", "device", "rtl8139", "--time", "2", "--seed", "1")
     said = _vmtest(*args, where=tmp_path, code=0).stdout
     assert "seed 1" in said
     assert "no crash" in said
     begin, end = map(json.loads, _vmtest(*args, "--json", where=tmp_path, code=0).stdout.splitlines())
-    assert (begin["event"], end["event"], end["target"], end["crashes"]) == ("begin", "end", "e1000e", [])
+    assert (begin["event"], end["event"], end["target"], end["crashes"]) == ("begin", "end", "rtl8139", [])
     assert end["operations"] > 1000
     assert end["sequences"] >= end["resets"] * 8
     assert list((tmp_path / "findings").iterdir()) == []
@@ -149,7 +148,6 @@ def test_bad_input(tmp_path: Path) -> None:
         (("e1000e,speed=1", "--time", "1"), "no property 'speed'"),
         (("edu", "--arg=-nonsense"), "invalid option"),
         (("virtio-net-pci", "--machine", "isapc"), "No 'PCI' bus found"),
-        ((), "Missing argument 'DEVICE'"),
     ):
         done = _vmtest("fuzz", "device", *args, where=tmp_path, code=2)
         assert told in done.stderr, (args, done.stderr)

@@ -31,7 +31,7 @@ def test_sequences_shrink() -> None:
     def is_issued(several: list[Access]) -> bool:
         return any(isinstance(access, Write) and access.address == issue and access.value & 1 for access in several)
 
-    small = find(accesses(found), is_issued, settings=settings(QUIET, max_examples=2000))
+    small = find(accesses(found), is_issued, settings=settings(QUIET, max_examples=500))
     assert len(small) < 25
     with Session(found.board, qemu) as session:
         assert session.run([*found.begin, *small], lockstep=True).crash is None
@@ -63,8 +63,8 @@ class _Broken(DeviceMachine):
 
 
 def test_invariants_fail() -> None:
-    """One that does not hold is found, and told with the operations of the smallest example."""
-    once = settings(QUIET, max_examples=50, phases=[Phase.generate, Phase.shrink])
+    """One that does not hold is found, and told with the operations that led there."""
+    once = settings(QUIET, max_examples=50, phases=[Phase.generate])
     with pytest.raises(AssertionError) as raised:
         run_state_machine_as_test(_Broken, settings=once)
     said = "\n".join(getattr(raised.value, "__notes__", []))

@@ -38,9 +38,9 @@ CHANGED = 0.5
 @dataclass(kw_only=True)
 class Report:
     """What has come of it so far: ``crashes`` are by Crash.key; ``unconfirmed`` did not come again on a QEMU that was
-    just started, so often; ``ends`` counts all ends of QEMU, ``clean`` those in order. ``events`` are the kinds that QEMU told,
-    ``features`` what was new of them, ``corpus`` how many sequences were kept for that. ``shrinking`` is how many of
-    the ``seconds`` went to what crashed, all ``jobs`` together; ``doing`` is what is done beside fuzzing now.
+    just started, so often; ``ends`` counts all ends of QEMU, ``clean`` those in order. ``events`` are the kinds that
+    QEMU told, ``features`` what was new of them, ``corpus`` how many sequences were kept for that. ``shrinking`` is how
+    many of the ``seconds`` went to what crashed, all ``jobs`` together; ``doing`` is what is done beside fuzzing now.
     """
 
     target: Target
