@@ -84,6 +84,21 @@ def test_fewest_and_simplest() -> None:
     assert shrink(accesses, same, seconds=0) == accesses
 
 
+def test_what_is_stored_side_by_side_is_stored_at_once() -> None:
+    """Stores that are all needed become one, the later one of two that overlap wins, and what is far stays apart."""
+    stores: list[Access] = [Store(0x100, b"\1\2\3"), Store(0x108, b"\4"), Store(0x102, b"\5"), Store(0x1000, b"\6")]
+
+    def memory(several: Sequence[Access]) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for one in several:
+            assert isinstance(one, Store)
+            found |= {one.address + index: octet for index, octet in enumerate(one.data)}
+        return {address: octet for address, octet in found.items() if octet}
+
+    small = shrink(stores, lambda several: memory(several) == memory(stores), seconds=60)
+    assert small == [Store(0x100, b"\1\2\5\0\0\0\0\0\4"), Store(0x1000, b"\6")]
+
+
 def test_the_last_ones_come_first() -> None:
     """Where the last operation does it all, it takes few tries, with what makes the machine ready before it."""
     accesses = [Out(0xCF8, 1, 4), *(Write(8 * number, 1, 4) for number in range(1000))]

@@ -46,7 +46,8 @@ OURS = ("-qtest", "-qtest-log", "-display")
 class Reproducer:
     """``binary`` is QEMU's name, such as qemu-system-x86_64. In ``lockstep`` each operation waits for the last one's
     answer; else they are sent as fast as QEMU takes them, up to each Flush. ``signature`` is what it is to end with, ""
-    where it is not to end. ``seen`` is how QEMUs of some versions have ended, "" for one that has not.
+    where it is not to end. ``seen`` is how QEMUs of some versions have ended, "" for one that has not;
+    ``issue`` is upstream's, where it is known there.
     """
 
     binary: str
@@ -56,6 +57,7 @@ class Reproducer:
     signature: str = ""
     title: str = ""
     source: str = ""
+    issue: str = ""
     seen: Mapping[str, str] = field(default_factory=dict)
 
     def dumps(self) -> str:
@@ -67,6 +69,7 @@ class Reproducer:
             "format": FORMAT,
             **({"title": self.title} if self.title else {}),
             **({"source": self.source} if self.source else {}),
+            **({"issue": self.issue} if self.issue else {}),
             "binary": self.binary,
             "arguments": shlex.join(self.board.arguments),
             **({"accel": self.board.accel} if self.board.accel else {}),
@@ -97,6 +100,7 @@ class Reproducer:
             signature=data.get("signature", ""),
             title=data.get("title", ""),
             source=data.get("source", ""),
+            issue=data.get("issue", ""),
             seen={version: str(how) for version, how in data.get("seen", {}).items()},
         )
 

@@ -11,6 +11,9 @@ from vmtest.devices.access import Access, Fill, Out, Store, Write
 
 __all__ = ["shrink"]
 
+NEAR = 256
+"""Bytes within which what is stored may be stored at once."""
+
 Same = Callable[[Sequence[Access]], bool]
 """Whether QEMU ends by these operations as it is to."""
 
@@ -27,7 +30,7 @@ def shrink(accesses: Sequence[Access], same: Same, *, seconds: float, begin: int
     found, before = _last(list(accesses), begin, tried), None
     while found != before:
         before = found
-        found = _fewer(found, tried)
+        found = _merged(_fewer(found, tried), tried)
         found = _simpler(found, tried)
     return found
 
@@ -52,6 +55,30 @@ def _fewer(accesses: list[Access], same: Same) -> list[Access]:
                 accesses = less
         size //= 2
     return accesses
+
+
+def _merged(accesses: list[Access], same: Same) -> list[Access]:
+    """Stores that follow each other, to places that are near, as one: what is between was never written, and is 0."""
+    at = 0
+    while at + 1 < len(accesses):
+        one, other = accesses[at : at + 2]
+        joined = _joined(one, other) if isinstance(one, Store) and isinstance(other, Store) else None
+        if joined and same(less := [*accesses[:at], joined, *accesses[at + 2 :]]):
+            accesses = less
+        else:
+            at += 1
+    return accesses
+
+
+def _joined(one: Store, other: Store) -> Store | None:
+    first = min(one.address, other.address)
+    size = max(one.address + len(one.data), other.address + len(other.data)) - first
+    if size > NEAR:
+        return None
+    data = bytearray(size)
+    for store in (one, other):
+        data[store.address - first : store.address - first + len(store.data)] = store.data
+    return Store(first, bytes(data))
 
 
 def _simpler(accesses: list[Access], same: Same) -> list[Access]:
