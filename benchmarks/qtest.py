@@ -89,7 +89,7 @@ def by_hand(program: Path, bench: Bench, file: Path, mode: str, number: int) -> 
 def end_to_end(device: str, seconds: float, *, feedback: bool) -> tuple[float, float]:
     """Operations a second, and how many of a sequence's there are."""
     found, qemu = target(device)
-    hunt = Hunt(found, qemu, 1, feedback=feedback, shrinking=0)
+    hunt = Hunt(found, qemu, 1, feedback=feedback, is_shrinking=False)
     report = hunt.run(seconds=seconds, told=lambda report, made: None)
     return report.operations / (report.seconds - report.shrinking), report.operations / report.sequences
 

@@ -24,6 +24,7 @@ the QEMU command line, QEMU's stderr and the console's tail.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -111,6 +112,10 @@ class QemuDied(HostError):
     def __init__(self, message: str, *, exit_code: int, hint: str = "", evidence: dict[str, str] | None = None) -> None:
         super().__init__(message, hint=hint, evidence=evidence)
         self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[partial[QemuDied], tuple[()]]:
+        made = partial(type(self), exit_code=self.exit_code, hint=self.hint, evidence=self.evidence)
+        return partial(made, self.message), ()
 
 
 class QmpError(HostError):

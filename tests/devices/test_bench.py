@@ -137,7 +137,7 @@ def test_what_ends_qemu_is_told(lockstep: bool) -> None:
 
 
 def test_a_hang_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A QEMU that is silent is looked at: one that works for too long has hung, and one that sleeps is our trouble."""
+    """A QEMU that is silent is looked at: one that works for too long has hung, and so has one that does nothing."""
     monkeypatch.setattr(sessions, "PATIENCE", 0.001)
     with Bench() as bench:
         assert bench.inb(0x80) == 0xFF
@@ -146,11 +146,26 @@ def test_a_hang_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert done.crash is not None
         assert (done.crash.kind, bench.session.process.returncode) == ("hang", -signal.SIGKILL)
     monkeypatch.setattr(sessions, "HANG", 10.0)
-    monkeypatch.setattr(sessions, "LOST", 0.1)
-    with Bench() as bench:
-        psutil.Process(bench.session.process.pid).suspend()
-        with pytest.raises(HostError, match="has done nothing for"):
-            bench.inb(0x80)
+    with Bench() as bench, Session(bench.board, bench.qemu, lost=0.3) as session:
+        psutil.Process(session.process.pid).suspend()
+        crash = session.run([In(0x80, 1)]).crash
+        assert crash is not None
+        assert (crash.kind, crash.signature) == ("hang", "no answer, and no work")
+
+
+def test_what_works_does_not_hang() -> None:
+    """Operations that take long, one after another, are none, however little patience there is for one that sleeps."""
+    with Bench() as bench, Session(bench.board, bench.qemu, lost=0.3) as session:
+        assert session.run([Load(0, 14 << 20)] * 4).crash is None
+        assert session.reset() is None
+
+
+def test_where_a_hang_waits() -> None:
+    """Where it is in QEMU's code is told of one that is looked at."""
+    with Bench() as bench, Session(bench.board, bench.qemu, traced=True) as session:
+        assert session._tracer is not None
+        assert session._tracer.look().startswith("+0x")
+        assert session.run([In(0x80, 1)]).crash is None
 
 
 def test_a_machine_that_does_not_start() -> None:

@@ -39,7 +39,6 @@ def test_what_is_kept() -> None:
         assert len(found.accesses) <= MOST, path
         assert found.source.startswith("vmtest fuzz device"), path
         assert any(found.seen.values()), path
-        assert found.seen.keys() >= {"7.2.22", "10.0.2"}, path
 
 
 def _key(found: Reproducer) -> str:

@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from vmtest.devices.reproducer import read
-from vmtest.devices.session import Session
 from vmtest.host import find_emulator
 
 VMTEST = Path(sys.executable).parent / "vmtest"
@@ -49,27 +48,14 @@ def test_structures_are_known(tmp_path: Path) -> None:
     """
     if (qemu := find_emulator("qemu-system-x86_64")).version >= (8, 0, 0):
         pytest.skip(f"{qemu.version_text} may have mended it")
-    args = ("fuzz", "device", "virtio-net-pci", "--time", "10", "--seed", "2", "-j", "2", "--json")
+    args = ("fuzz", "device", "virtio-net-pci", "--time", "15", "--seed", "2", "-j", "2", "--json")
     lines = [json.loads(line) for line in _vmtest(*args, where=tmp_path, code=1).stdout.splitlines()]
     assert (lines[0]["event"], lines[-1]["event"]) == ("begin", "end")
     files = [tmp_path / line["file"] for line in lines if line["event"] == "crash"]
-    assert len(files) == len(set(files)) == len(lines) - 2 == len(lines[-1]["crashes"])
+    assert len(files) == len(set(files)) == len(lines[-1]["crashes"]), lines
     assert lines[-1]["corpus"] > 20
     (found,) = (file for file in files if "iov_copy" in read(file).signature)
     assert "1 of 1 are still there" in _vmtest("replay", str(found), where=tmp_path, code=1).stdout
-
-
-def test_a_hang_is_told(tmp_path: Path) -> None:
-    """A QEMU that waits for what never comes is a crash of its own kind: NVMe, disabled while it verifies."""
-    if (qemu := find_emulator("qemu-system-x86_64")).version >= (8, 0, 0):
-        pytest.skip(f"{qemu.version_text} may have mended it")
-    (path,) = (Path(__file__).parents[2] / "fixtures/reproducers").glob("nvme-hang*.toml")
-    found = read(path)
-    with Session(found.board, qemu, traced=True, lost=2) as session:
-        crash = session.run(found.accesses, lockstep=found.lockstep).crash
-    assert crash
-    assert (crash.kind, crash.signature) == ("hang", "no answer, and no work")
-    assert crash.key.startswith("no answer, and no work at +0x")
 
 
 def test_several_processes_end_together(tmp_path: Path) -> None:

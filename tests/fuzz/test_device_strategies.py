@@ -31,7 +31,7 @@ def test_sequences_shrink() -> None:
     def is_issued(several: list[Access]) -> bool:
         return any(isinstance(access, Write) and access.address == issue and access.value & 1 for access in several)
 
-    small = find(accesses(found), is_issued, settings=settings(QUIET, max_examples=500))
+    small = find(accesses(found), is_issued, settings=settings(QUIET, max_examples=5000))
     assert len(small) < 25
     with Session(found.board, qemu) as session:
         assert session.run([*found.begin, *small], lockstep=True).crash is None

@@ -82,7 +82,7 @@ def device(
     found, qemu = target(name, binary=binary, machine=machine, arguments=arguments, accel=accel)
     last = Report(target=found, seed=SystemRandom().getrandbits(32) if seed is None else seed)
     click.echo(as_line("begin", as_dict(last)) if as_json else heading(last, qemu.version_text))
-    interrupted, trouble = False, None
+    interrupted, trouble, written = False, None, set[Path]()
     with shown() as progress:
         progress.step(f"fuzzing {name}")
 
@@ -91,9 +91,13 @@ def device(
             last = report
             progress.note(noted(report))
             if made is not None:
-                write_text(findings / made.name, made.dumps())
+                file = findings / made.name
+                write_text(file, made.dumps())
                 if as_json:
-                    click.echo(as_line("crash", {"file": str(findings / made.name), "signature": made.signature}))
+                    event = "smaller" if file in written else "crash"
+                    said = {"file": str(file), "signature": made.signature, "operations": len(made.accesses)}
+                    click.echo(as_line(event, said))
+                written.add(file)
 
         try:
             hunt(found, qemu, seed=last.seed, seconds=seconds, told=told, jobs=jobs, feedback=not no_feedback)

@@ -38,7 +38,7 @@ class Bench(Closing):
         self._devices = 0
         self._started: Session | None = None
 
-    def add(self, kind: str, **properties: object) -> None:
+    def add(self, kind: str, /, **properties: object) -> None:
         """Have the machine begin with such a device; what it stands on and was not given is added. ``_`` in names is
         ``-``. Raises UsageError where it has begun already, and for what this QEMU does not know.
         """

@@ -24,7 +24,7 @@ class Crash(NamedTuple):
     @property
     def key(self) -> str:
         """What tells it from others of the same QEMU: where there are no words, by its place."""
-        at = self.where.partition(" ")[0] if self.kind in ("signal", "abort", "hang") else ""
+        at = self.where.partition(" ")[0] if self.kind in ("signal", "abort", "hang", "memory") else ""
         return f"{self.signature} at {at}" if at else self.signature
 
     @property
@@ -33,6 +33,7 @@ class Crash(NamedTuple):
         return self.kind == "exit"
 
 
+_OF_MEMORY = (-signal.SIGTRAP, -signal.SIGABRT, 1)
 _RULES = (
     # glibc's assert()
     ("assertion", re.compile(r"(?P<file>[^\s:]+\.\w+):\d+: (?P<where>.+?): Assertion [`'](?P<what>.+)' failed")),
@@ -53,7 +54,10 @@ _RULES = (
 def crash(exit_code: int, words: str, done: int) -> Crash:
     """What an exit code (less than zero for a signal) and the standard error of a QEMU come to."""
     for kind, rule in _RULES:
-        if found := rule.search(words):
+        # What was said of memory is why it ended only where a failed allocation ends it (GLib's is SIGTRAP).
+        if kind == "memory" and exit_code not in _OF_MEMORY:
+            continue
+        if (found := rule.search(words)) and exit_code != 0:
             said = found.groupdict("")
             where = " ".join(part for part in (_file(said.get("file", "")), _function(said.get("where", ""))) if part)
             what = _plain(said.get("what") or said.get("other", ""))

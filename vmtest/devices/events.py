@@ -57,7 +57,8 @@ class Events:
         """The lines since it was asked last."""
         if (size := os.fstat(self.fd).st_size) <= self._at:  # it was emptied, and nothing was told since
             return []
-        data = os.pread(self.fd, size - self._at, self._at)
+        begin = max(self._at, size - FULL)  # of what tells more than that in one sequence the end is enough
+        data = os.pread(self.fd, size - begin, begin)
         self._at = size
         if size > FULL:
             os.ftruncate(self.fd, 0)  # QEMU goes on where it was, which leaves a hole in front

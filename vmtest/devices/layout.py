@@ -58,11 +58,12 @@ class Area:
 
 class Pen:
     """Draws by a ``random`` of the caller's, and writes down ``accesses``. ``arena`` is the guest's memory that is to
-    be used: its address, and how many bytes.
+    be used: its address, and how many bytes. ``name`` is what is worked on, with its properties.
     """
 
-    def __init__(self, random: Random, arena: tuple[int, int]) -> None:
+    def __init__(self, random: Random, arena: tuple[int, int], name: str = "") -> None:
         self.random = random
+        self.name = name
         self.arena = arena
         self.accesses: list[Access] = []
         self.laid: list[int] = []

@@ -38,6 +38,8 @@ FORMAT = 1
 """Of the files: another one is not read."""
 SETTLE = 0.5
 """Seconds in which timers may still end QEMU."""
+TRIES = 5
+"""How often a crash is tried before it is gone."""
 OURS = ("-qtest", "-qtest-log", "-display")
 """Options with a value that are ours to give."""
 
@@ -108,7 +110,7 @@ class Reproducer:
     def name(self) -> str:
         """Of its file: readable, and of no other signature."""
         words = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
-        return f"{words[:60]}-{hashlib.sha256(self.signature.encode()).hexdigest()[:8]}.toml"
+        return f"{words[:60]}-{hashlib.sha256(f'{self.title} {self.signature}'.encode()).hexdigest()[:8]}.toml"
 
     def as_shell(self) -> str:
         """A here-document for ``-qtest stdio``, as upstream's reports have it. Raises UsageError where that cannot say
@@ -149,9 +151,16 @@ def read(path: Path) -> Reproducer:
 
 
 def run(reproducer: Reproducer, qemu: Qemu) -> Crash | None:
-    """How a QEMU that was just started ends by it, None where it lives. Raises HostError where it does not start."""
-    with Session(reproducer.board, qemu) as session:
-        return session.run(reproducer.accesses, lockstep=reproducer.lockstep, settle=SETTLE).crash
+    """How a QEMU that was just started ends by it, None where it lives. What depends on when QEMU's main loop runs does
+    not come each time: it is tried up to TRIES times. Raises HostError where it does not start.
+    """
+    crash = None
+    for _ in range(TRIES if reproducer.signature else 1):
+        with Session(reproducer.board, qemu) as session:
+            crash = session.run(reproducer.accesses, lockstep=reproducer.lockstep, settle=SETTLE).crash
+        if crash and crash.signature == reproducer.signature:
+            break
+    return crash
 
 
 def confirmed(reproducer: Reproducer, qemu: Qemu) -> Reproducer:

@@ -91,7 +91,7 @@ class Session(Closing):
         self.accel = board.accel or ("qtest" if "qtest" in qemu.accels else "tcg")
         self._directory = Workdir()
         self.events = Events() if told else None
-        self._silence: tuple[float, float] | None = None
+        self._silence = _Silence()
         self._changed, self._resets, self._has_ended = threading.Condition(), 0, False
         pairs = {name: socket.socketpair() for name in ("qtest", "qmp")}
         try:
@@ -164,7 +164,6 @@ class Session(Closing):
         replies: list[bytes] = []
         try:
             for piece in _pieces(accesses, lockstep, has_clock=self.accel == "qtest"):
-                self._silence = None
                 if isinstance(piece, Reset):
                     if crash := self.reset():
                         return Done(replies=self._values(accesses, replies), crash=crash._replace(done=len(replies)))
@@ -198,17 +197,17 @@ class Session(Closing):
 
     def reset(self) -> Crash | None:
         """Reset the machine, as its button does, and wait until that is done; how QEMU has ended, if it has."""
-        before = self._resets
-        self._silence = self.process.cpu_seconds(), time.monotonic()
+        before, begun = self._resets, self.process.cpu_seconds()
         with contextlib.suppress(QmpError):  # it ends: that is seen next
             self.qmp.execute("system_reset", timeout=self._lost)
         with self._changed:
             done = self._changed.wait_for(lambda: self._resets > before or self._has_ended, self._lost)
         if self._has_ended:
             return self._end(0, is_silent=False)
-        if not done:
-            return self._end(0, is_silent=True)
-        return None
+        if done:
+            return None
+        self._silence.used = self.process.cpu_seconds() - begun
+        return self._end(0, is_silent=True)
 
     def _on_exit(self, code: int) -> None:
         with self._changed:
@@ -217,30 +216,32 @@ class Session(Closing):
 
     def _on_event(self, event: Event) -> None:
         with self._changed:
-            self._resets += event["event"] == "RESET"
+            # One that the guest's own accesses have asked for is not the one that is waited for.
+            data = event.get("data", {})
+            self._resets += event["event"] == "RESET" and data.get("reason") == "host-qmp-system-reset"
             self._changed.notify_all()
 
     def _goes_on(self) -> bool:
         """Whether a QEMU that is silent may still answer: it has not worked for long, nor slept for longer."""
-        if self._silence is None:  # not when the operation begins: most are over before that could be asked
-            self._silence = self.process.cpu_seconds(), time.monotonic()
-        used, since = self._silence
-        return self.process.cpu_seconds() - used < HANG and time.monotonic() - since < self._lost
+        return self._silence.goes_on(self.process.cpu_seconds(), self.qtest.requests, self._lost)
 
     def _let_pass(self, seconds: float) -> None:
         """Let the machine's timers run for so long; one that was not started is, meanwhile."""
-        if not self._is_halted:
+        if self._is_halted:
+            self.qtest.idle(seconds)
+            return
+        try:
             self.qmp.execute("cont")
-        self.qtest.idle(seconds)
-        if not self._is_halted:
+            self.qtest.idle(seconds)
             self.qmp.execute("stop")
+        except QmpError:
+            self.qtest.idle(ANSWER)  # which tells it where QEMU has ended meanwhile
+            raise
 
     def _end(self, done: int, is_silent: bool) -> Crash:
         """How it has ended, or is ended now."""
         if is_silent:
-            assert self._silence is not None
-            used, since = self.process.cpu_seconds() - self._silence[0], time.monotonic() - self._silence[1]
-            is_at_work = used >= min(HANG, since / 2)
+            is_at_work = self._silence.used >= min(HANG, self._lost / 2)
             where = "" if is_at_work or not self._tracer else self._tracer.look()
             self.process.kill()
             said = "no answer, at work" if is_at_work else "no answer, and no work"
@@ -290,6 +291,26 @@ class Session(Closing):
             self.events.close()
             self.events = None
         self._directory.remove()
+
+
+class _Silence:
+    """How long QEMU has not answered: ``used`` are seconds of CPU time since it last did."""
+
+    def __init__(self) -> None:
+        self.used = 0.0
+        self._answered, self._begun = -1, 0.0
+        self._seen, self._still = 0.0, 0.0
+
+    def goes_on(self, cpu_seconds: float, answered: int, lost: float) -> bool:
+        """Whether it may still answer. It is looked at when it has been silent for a while, and again each while."""
+        now = time.monotonic()
+        if answered != self._answered:
+            self._answered, self._begun = answered, cpu_seconds
+            self._seen, self._still = cpu_seconds, now
+        if cpu_seconds > self._seen:  # it works: that it does nothing is counted anew
+            self._seen, self._still = cpu_seconds, now
+        self.used = cpu_seconds - self._begun
+        return self.used < HANG and now - self._still < lost
 
 
 def _pieces(accesses: Sequence[Access], lockstep: bool, has_clock: bool) -> Iterator[list[bytes] | float | Reset]:

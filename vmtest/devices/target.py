@@ -53,14 +53,14 @@ def target(
         bench = Bench(binary=binary, machine=name, arguments=arguments, accel=accel, memory=0)
         kind = ""
     else:
-        kind, *given = name.split(",")
+        kind, *given = (word.replace(",,", ",") for word in re.split(r"(?<!,),(?!,)", name))
         bench.add(kind, **_properties(given))
     with bench:
         paths = list(_above(bench.session, _path(bench.session, kind))) if kind else []
         functions = [device for device in _on_pci(bench) if device.path in paths or not kind]
         begin = [access for device in functions for access in device.mapping()]
         bench.run(begin)
-        areas = list(regions(bench.session))
+        areas = sorted(regions(bench.session), key=lambda area: area.is_port)
         if kind:
             areas = next(filter(None, (_owned(areas, path) for path in paths)), [])
         if not areas:

@@ -5,6 +5,7 @@ The signals of its main thread are seen, which does what qtest asks for. No debu
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -76,7 +77,8 @@ class Tracer:
                 continue
             number = stopped.si_status & 0xFF
             if (number in _FATAL or self._asked.is_set()) and not self.where:
-                self.where = self._place()
+                with contextlib.suppress(OSError):  # it has gone meanwhile
+                    self.where = self._place()
                 self._seen.set()
             # A group's stop has the event in the upper bits, and no signal to be given back.
             self._libc.ptrace(_CONT, self._pid, None, 0 if stopped.si_status >> 8 else number)
@@ -104,7 +106,10 @@ class Tracer:
         return found
 
     def _stack(self, at: int) -> list[int]:
-        with Path(f"/proc/{self._pid}/mem").open("rb", buffering=0) as memory:
-            memory.seek(at)
-            data = memory.read(8 * _WORDS)
+        try:
+            with Path(f"/proc/{self._pid}/mem").open("rb", buffering=0) as memory:
+                memory.seek(at)
+                data = memory.read(8 * _WORDS)
+        except (OSError, OverflowError, ValueError):  # there is no stack: it has overflown, or was left
+            return []
         return [int.from_bytes(data[k : k + 8], "little") for k in range(0, len(data) - 7, 8)]

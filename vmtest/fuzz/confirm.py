@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from vmtest.closing import Closing
 from vmtest.devices.access import UNSAID, Access, Fill, Flush, Reset, encode
@@ -14,10 +16,8 @@ from vmtest.devices.target import Target
 from vmtest.fuzz.shrink import shrink
 from vmtest.host import Qemu
 
-__all__ = ["BUDGET", "Confirmer", "until"]
+__all__ = ["Confirmer", "Found", "until"]
 
-BUDGET = 45.0
-"""Seconds in which a crash is made smaller."""
 SOON = 0.02
 """Seconds in which QEMU's main loop has run."""
 TIMES = 3
@@ -32,28 +32,74 @@ LAST = (1, 2, 8, 32)
 """So many of the last pieces are tried, and then all."""
 
 
+class Found(NamedTuple):
+    """A crash that came again, and what it comes by; ``is_smallest`` where there was nothing more to be tried."""
+
+    crash: Crash
+    reproducer: Reproducer
+    is_smallest: bool
+
+
 class Confirmer:
     """Tries crashes of a target again. ``source`` says what has found them."""
 
     def __init__(self, target: Target, qemu: Qemu, source: str) -> None:
         self._target, self._qemu, self._source = target, qemu, source
 
-    def confirmed(
-        self, pieces: Sequence[Sequence[Access]], kind: str, known: Collection[str], *, seconds: float = BUDGET
-    ) -> tuple[Reproducer, str] | None:
-        """The smallest reproducer that was found, of the last pieces of what QEMU was told, as few as do; and the
-        crash's key; ``kind`` is what it is. None where it does not come again, or comes to one that is ``known``.
+    def confirmed(self, pieces: Sequence[Sequence[Access]], kind: str, known: Collection[str]) -> Found | None:
+        """The crash, by the last pieces of what QEMU was told, as few as do; ``kind`` is what it is. None where it does
+        not come again, or comes to one that is ``known``.
         """
-        lost = SOON_LOST if kind == "hang" else LOST
+        lost = _lost(kind)
         for last in (*LAST, len(pieces)):
             accesses = [*self._target.begin, *(access for piece in pieces[-last:] for access in piece)]
-            for mode in (True, False):
-                found = self._ends(accesses, mode, SETTLE, lost)
-                if found and not found.is_clean and found.key not in known:
-                    return self._smallest(accesses, found, seconds), found.key
+            for lockstep in (True, False):
+                crash = self._ends(accesses, lockstep, SETTLE, lost)
+                if crash and not crash.is_clean and crash.key not in known:
+                    lockstep, accesses = self._mode(accesses, lockstep, crash)
+                    return self._found(accesses, lockstep, crash)
             if last >= len(pieces):
                 break
         return None
+
+    def _found(self, accesses: Sequence[Access], lockstep: bool, crash: Crash) -> Found | None:
+        """None for a hang that is none, but a QEMU that was slow."""
+        if crash.kind == "hang" and not self._comes(accesses, lockstep, crash, SETTLE, LOST):
+            return None
+        version = ".".join(map(str, self._qemu.version))
+        made = Reproducer(
+            binary=self._qemu.path.name,
+            board=self._target.board,
+            accesses=tuple(accesses),
+            lockstep=lockstep,
+            signature=crash.signature,
+            title=f"{self._target.name}: {crash.kind}{crash.key.removeprefix(crash.signature)}",
+            source=self._source,
+            seen={version: crash.key},
+        )
+        return Found(crash, made, is_smallest=False)
+
+    def _mode(self, accesses: list[Access], lockstep: bool, crash: Crash) -> tuple[bool, list[Access]]:
+        """The mode in which it comes most often, in lockstep where that is as good, and the operations for that."""
+        best = 0, lockstep, accesses
+        # What is left out of the flushed ones does not shift any more what QEMU takes at once.
+        for mode, several in ((True, accesses), (False, _flushed(accesses)), (False, accesses)):
+            times = len(self._tries(several, mode, crash))
+            best = (times, mode, several) if times > best[0] else best
+            if times == TIMES:
+                break
+        return best[1:]
+
+    def _tries(self, accesses: Sequence[Access], lockstep: bool, crash: Crash) -> list[int]:
+        """Behind how many operations it comes, for each of some tries that it does."""
+        ends = [self._ends(accesses, lockstep, SETTLE, _lost(crash.kind)) for _ in range(TIMES)]
+        return [found.done for found in ends if found is not None and found.key == crash.key]
+
+    def _comes(
+        self, accesses: Sequence[Access], lockstep: bool, crash: Crash, settle: float, lost: float, times: int = 1
+    ) -> bool:
+        ends = (self._ends(accesses, lockstep, settle, lost) for _ in range(times))
+        return any(found is not None and found.key == crash.key for found in ends)
 
     def _ends(self, accesses: Sequence[Access], lockstep: bool, settle: float, lost: float = LOST) -> Crash | None:
         with Session(self._target.board, self._qemu, traced=True, lost=lost) as session:
@@ -66,58 +112,41 @@ class Confirmer:
             session.run(accesses, lockstep=lockstep, settle=SETTLE)
             return time.monotonic() - begin
 
-    def _how(self, accesses: Sequence[Access], crash: Crash, lost: float) -> tuple[int, bool, Sequence[Access]]:
-        """How often of some tries it comes, in the mode in which that is most often: in lockstep where that is as good;
-        and the operations for that.
-        """
-
-        def times(several: Sequence[Access], lockstep: bool) -> int:
-            ends = (self._ends(several, lockstep, SETTLE, lost) for _ in range(TIMES))
-            return sum(found is not None and found.key == crash.key for found in ends)
-
-        # What is left out of these does not shift any more what QEMU takes at once.
-        modes = ((accesses, True), (_flushed(accesses), False), (accesses, False))
-        found = [(times(several, lockstep), lockstep, several) for several, lockstep in modes]
-        return max(found, key=lambda one: one[0])
-
-    def _smallest(self, accesses: Sequence[Access], crash: Crash, seconds: float) -> Reproducer:
-        settle, lost = 0.0, SOON_LOST if crash.kind == "hang" else LOST
-        afresh, misled = (Reset(), Fill(*self._target.arena, 0)), 0
-        often, lockstep, accesses = self._how(accesses, crash, lost)
-
-        def ends(candidate: Sequence[Access]) -> bool:
-            tries = (self._ends(candidate, lockstep, settle, lost) for _ in range(1 if often == TIMES else TIMES))
-            return any(found is not None and found.key == crash.key for found in tries)
+    def smaller(self, found: Found, *, seconds: float) -> Found:
+        """The same, as small as so many seconds allow. What does not come any more stays as it is."""
+        crash, lockstep, accesses = found.crash, found.reproducer.lockstep, found.reproducer.accesses
+        settle, lost, misled = 0.0, _lost(crash.kind), 0
+        afresh = Reset(), Fill(*self._target.arena, 0)
+        done = self._tries(accesses, lockstep, crash)
+        if not done:
+            return found._replace(is_smallest=True)
+        is_steady = len(done) == TIMES
 
         def same(candidate: Sequence[Access]) -> bool:
             # Most do not, which one that is reset tells sooner; what does is seen on one that was just started.
             nonlocal misled
             if misled < MISLED and not warm.ends((*afresh, *candidate), lockstep, settle):
                 return False
-            is_so = ends(candidate)
+            is_so = self._comes(candidate, lockstep, crash, settle, lost, 1 if is_steady else TIMES)
             misled += not is_so
-            return is_so
+            # Once more: what comes each time is to come each time when it is small.
+            return is_so and (not is_steady or self._comes(candidate, lockstep, crash, settle, lost))
 
-        again = self._ends(accesses, lockstep, SETTLE, lost)
-        if again and again.done == crash.done and ends(until(accesses, crash.done)):
-            accesses = until(accesses, crash.done)  # what comes later does nothing for it
+        shorter = until(accesses, done[0])
+        if is_steady and len(set(done)) == 1 and self._comes(shorter, lockstep, crash, settle, lost):
+            accesses = shorter  # what comes later does nothing for it
         else:  # it is a timer's doing, or the main loop's: some time later
             settle = min(SETTLE, SOON + 1.5 * self._waited(accesses, lockstep, lost))
         with _Warm(self._target.board, self._qemu, lost) as warm:
-            small: Sequence[Access] = shrink(accesses, same, seconds=seconds, begin=len(self._target.begin))
-        if lost < LOST and not self._ends(small, lockstep, settle):
-            small = accesses  # it was slow, and no more
-        version = ".".join(map(str, self._qemu.version))
-        return Reproducer(
-            binary=self._qemu.path.name,
-            board=self._target.board,
-            accesses=tuple(small),
-            lockstep=lockstep,
-            signature=crash.signature,
-            title=f"{self._target.name}: {crash.kind}{crash.key.removeprefix(crash.signature)}",
-            source=self._source,
-            seen={version: crash.key},
-        )
+            small, is_smallest = shrink(accesses, same, seconds=seconds, begin=len(self._target.begin))
+        if crash.kind == "hang" and not self._comes(small, lockstep, crash, SETTLE, LOST):
+            return found._replace(is_smallest=True)  # it was slow, and no more
+        made = replace(found.reproducer, accesses=tuple(small))
+        return found._replace(reproducer=made, is_smallest=is_smallest)
+
+
+def _lost(kind: str) -> float:
+    return SOON_LOST if kind == "hang" else LOST
 
 
 def _flushed(accesses: Sequence[Access]) -> list[Access]:

@@ -11,6 +11,8 @@ __all__ = ["Coverage"]
 
 SPARSE = 12
 """Kinds of events: where there are fewer the values count that registers return."""
+MACHINES = (b"pci_", b"pic_", b"ioapic_", b"x86_", b"msi", b"apic_", b"Invalid ", b"Attempted ")
+"""How events begin that are of each machine, and of no device."""
 LEARNING = 64
 """Sequences until that is known."""
 REMEMBERED = 100_000
@@ -57,7 +59,8 @@ class Coverage:
         if len(self._lines) > REMEMBERED:
             self._lines.clear()
         plain = _NUMBER.sub(_size, line)
-        self.kinds.add(line.partition(b" ")[0])
+        if not line.startswith(MACHINES):
+            self.kinds.add(line.partition(b" ")[0])
         meaning = self._lines[line] = self._numbers.setdefault(plain, len(self._numbers) + 1)
         return meaning
 

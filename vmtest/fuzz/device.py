@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
 
-from vmtest.devices.access import Access, Reset
+from vmtest.devices.access import Access, Load, Reset
 from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import Reproducer
 from vmtest.devices.session import Session
 from vmtest.devices.target import Target
-from vmtest.fuzz.confirm import BUDGET, Confirmer, until
+from vmtest.fuzz.confirm import Confirmer, Found, until
 from vmtest.fuzz.corpus import Corpus
 from vmtest.fuzz.coverage import Coverage
 from vmtest.fuzz.sequences import Avoided, Drawer
@@ -29,6 +30,12 @@ LOCKSTEP = 4
 """One life in so many has each operation wait for the last one's answer."""
 PATIENCE = 2.0
 """Seconds after which a QEMU that does nothing is given up: that it hangs is seen where it is confirmed."""
+SHARE = 0.5
+"""How much of the time may go to making crashes smaller: what is left of it is done later."""
+FIRST = 4.0
+"""Seconds that each has at once."""
+LAST = 30.0
+"""Seconds that each has when the time is over."""
 TRIES = 3
 """How often a crash is tried again, of another life each time, that did not come."""
 CHANGED = 0.5
@@ -66,24 +73,29 @@ class Hunt:
     """A run on one target. ``report`` is what has come of it; ``known`` are keys of crashes that others have found."""
 
     def __init__(
-        self, target: Target, qemu: Qemu, seed: int, *, feedback: bool = True, shrinking: float = BUDGET
+        self, target: Target, qemu: Qemu, seed: int, *, feedback: bool = True, is_shrinking: bool = True
     ) -> None:
-        """With ``feedback`` sequences that show something new are kept, and changed. Each crash has ``shrinking``
-        seconds to be made smaller.
+        """With ``feedback`` sequences that show something new are kept, and changed. Crashes are made smaller where it
+        ``is_shrinking``.
         """
         self._target, self._qemu, self._seed = target, qemu, seed
-        self._shrinking = shrinking
+        self._is_shrinking = is_shrinking
         self._drawer = Drawer(target, seed)
         self._confirmer = Confirmer(target, qemu, f"vmtest fuzz device {target.name} --seed {seed}")
         self._coverage = Coverage() if feedback else None
         self._corpus = Corpus(target.arena, self._drawer.sequence)
         self._avoided = Avoided(target)
+        self._look = Load(target.arena[0], 1)
         self._at_once: set[str] = set()
+        self._unfinished: dict[str, Found] = {}
         self.known: set[str] = set()
         self.report = Report(target=target, seed=seed)
 
     def run(self, *, seconds: float, told: Callable[[Report, Reproducer | None], None]) -> Report:
-        """Go on for so many seconds; ``told`` is called now and then, and with each crash of a new signature."""
+        """Go on for so many seconds, and until what was found is small. ``told`` is called now and then, with each
+        crash that is new, and again where it
+        has become smaller.
+        """
         self._told = told
         begin = time.monotonic()
         numbers, lives = count(), count(1)
@@ -96,7 +108,39 @@ class Hunt:
             made = self._life(numbers, next(lives) % LOCKSTEP == 0, goes_on)
             goes_on()
             told(self.report, made)
+            if self._unfinished and (made or self._allowed() > FIRST):
+                told(self.report, self._smaller(max(FIRST, self._allowed())))
+        for _ in range(len(self._unfinished)):
+            told(self.report, self._smaller(LAST))
+        goes_on()
         return self.report
+
+    def _allowed(self) -> float:
+        """Seconds that may go to making crashes smaller now."""
+        return SHARE * self.report.seconds - self.report.shrinking
+
+    def _smaller(self, seconds: float) -> Reproducer:
+        """The last one of those crashes that are not as small as they get."""
+        key, found = self._unfinished.popitem()
+        with self._doing(f"making smaller: {key}"):
+            found = self._confirmer.smaller(found, seconds=seconds)
+        made = self.report.crashes[key] = found.reproducer
+        if not found.is_smallest:
+            self._unfinished = {key: found, **self._unfinished}  # the others first
+        if [one for one in made.accesses if one not in self._target.begin] == [made.accesses[-1]]:
+            self._at_once.add(key)
+            self._avoided.add(made.accesses[-1])
+        return made
+
+    @contextmanager
+    def _doing(self, what: str) -> Iterator[None]:
+        """Tell it meanwhile, and count the time."""
+        self.report.doing = what
+        self._told(self.report, None)
+        begin = time.monotonic()
+        yield
+        self.report.shrinking += time.monotonic() - begin
+        self.report.doing = ""
 
     def _life(self, numbers: count[int], lockstep: bool, goes_on: Callable[[], bool]) -> Reproducer | None:
         """One QEMU, from its start to its end; what it has ended by, where that is new."""
@@ -115,7 +159,7 @@ class Hunt:
                         break
                 pieces.append([one for one in self._sequence(next(numbers)) if one not in self._avoided])
                 crash = self._tried(session, pieces[-1], lockstep)
-        return self._ended(pieces, crash) if crash else None
+        return self._ended(pieces, crash, lockstep) if crash else None
 
     def _sequence(self, number: int) -> list[Access]:
         random = Random(f"{self._seed} {number} changed")
@@ -129,16 +173,20 @@ class Hunt:
         if session.events:
             session.events.take()  # of a reset, or of time
         done = session.run(accesses, lockstep=lockstep)
+        crash = done.crash
+        if session.events and crash is None:  # what QEMU's main loop does later is told later
+            later = session.run((self._look,)).crash
+            crash = later and later._replace(done=len(done.replies))
         report.operations += len(done.replies)
         report.sequences += 1
         if self._coverage and session.events:
-            if self._coverage.new(session.events.take(), accesses, done.replies) and not done.crash:
+            if self._coverage.new(session.events.take(), accesses, done.replies) and crash is None:
                 self._corpus.add(accesses)
             report.events, report.features = len(self._coverage.kinds), self._coverage.features
             report.corpus = len(self._corpus)
-        return done.crash
+        return crash
 
-    def _ended(self, pieces: Sequence[Sequence[Access]], crash: Crash) -> Reproducer | None:
+    def _ended(self, pieces: Sequence[Sequence[Access]], crash: Crash, lockstep: bool) -> Reproducer | None:
         """QEMU has: the reproducer, where that is new."""
         report = self.report
         report.ends += 1
@@ -146,26 +194,19 @@ class Hunt:
             report.clean += 1
             return None
         report.seen[crash.key] = report.seen.get(crash.key, 0) + 1
-        if crash.key in self._at_once and crash.done:
+        if lockstep and crash.key in self._at_once and crash.done:
             self._avoided.add(until(pieces[-1], crash.done)[-1])
         tries = report.unconfirmed.get(crash.key, 0)
         if crash.key in self.known or crash.key in report.crashes or tries >= TRIES:
             return None
-        report.doing = f"confirming {crash.key}"
-        self._told(report, None)
-        begin = time.monotonic()
-        found = self._confirmer.confirmed(
-            pieces, crash.kind, self.known | report.crashes.keys(), seconds=self._shrinking
-        )
-        report.shrinking += time.monotonic() - begin
-        report.doing = ""
+        with self._doing(f"confirming: {crash.key}"):
+            found = self._confirmer.confirmed(pieces, crash.kind, self.known | report.crashes.keys())
         if found is None:
             report.unconfirmed[crash.key] = tries + 1
             return None
-        made, key = found
+        key = found.crash.key
         report.unconfirmed.pop(key, None)
-        report.crashes[key] = made
-        if len(made.accesses) <= len(self._target.begin) + 1:
-            self._at_once.add(key)
-            self._avoided.add(made.accesses[-1])
-        return made
+        report.crashes[key] = found.reproducer
+        if self._is_shrinking:
+            self._unfinished[key] = found
+        return found.reproducer

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -33,7 +34,7 @@ Told = Callable[[Report, Reproducer | None], None]
 def hunt(
     target: Target, qemu: Qemu, *, seed: int, seconds: float, told: Told, jobs: int = 1, feedback: bool = True
 ) -> Report:
-    """Fuzz for so many seconds. ``told`` is called now and then, and with each crash that is new.
+    """Fuzz for so many seconds. ``told`` is called now and then, and with crashes as of a Hunt.
 
     The first process has ``seed``, the next one a higher one. Ctrl-C is the caller's. Raises HostError.
     """
@@ -59,9 +60,14 @@ def hunt(
             for pipe in wait(list(running)):
                 assert isinstance(pipe, Connection)
                 try:
-                    _take(pipe.recv(), pipe, parts, report, told)
-                except (EOFError, OSError):
+                    said = pipe.recv()
+                except (EOFError, OSError):  # it has ended, and not said so
+                    said = None
+                if said is None:
                     running.remove(pipe)
+                    pipe.close()
+                else:
+                    _take(said, pipe, parts, report, told)
                 report.seconds = time.monotonic() - begin
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -92,27 +98,27 @@ def _take(
         setattr(report, name, (max if name in MOST else sum)(part[name] for part in rows))
     report.shrinking = sum(part["shrinking"] for part in rows)
     report.doing = "; ".join(part["doing"] for part in rows if part["doing"])
-    report.seen = {}
-    for part in rows:
-        for key, times in part["seen"].items():
-            report.seen[key] = report.seen.get(key, 0) + times
-    report.unconfirmed = {}
-    for part in rows:
-        report.unconfirmed |= part["unconfirmed"]
-    report.unconfirmed = {key: tries for key, tries in report.unconfirmed.items() if key not in report.crashes}
-    is_new = made is not None and key not in report.crashes
-    if made is not None and is_new:
-        report.crashes[key] = made
+    report.seen = dict(sum((Counter(part["seen"]) for part in rows), Counter[str]()))
+    tried = sum((Counter(part["unconfirmed"]) for part in rows), Counter[str]())
+    report.unconfirmed = {name: times for name, times in tried.items() if name not in report.crashes}
+    if made is not None and key not in report.crashes:
         for other in parts:
             with suppress(OSError):  # one that is done
                 other.send(key)
-    told(report, made if is_new else None)
+    if made is not None and len(made.accesses) > len(report.crashes.get(key, made).accesses):
+        made = None  # another process has it smaller
+    if made is not None:
+        report.crashes[key] = made
+    told(report, made)
 
 
 def _work(parent: int, pipe: Connection, target: Target, qemu: Qemu, seed: int, seconds: float, feedback: bool) -> None:
-    """In a process of its own, which ends when who started it has gone, or does not listen any more."""
+    """In a process of its own, which ends when who started it has gone, or does not listen any more: all that was told
+    has been heard then.
+    """
     one = Hunt(target, qemu, seed, feedback=feedback)
-    threading.Thread(target=_listen, args=(parent, pipe, one), daemon=True).start()
+    listener = threading.Thread(target=_listen, args=(parent, pipe, one), daemon=True)
+    listener.start()
     names = (*COUNTS, "shrinking", "doing", "seen", "unconfirmed")
 
     def told(report: Report, made: Reproducer | None) -> None:
@@ -123,6 +129,8 @@ def _work(parent: int, pipe: Connection, target: Target, qemu: Qemu, seed: int, 
         one.run(seconds=seconds, told=told)
     except VmtestError as error:
         pipe.send(error)
+    pipe.send(None)
+    listener.join()
 
 
 def _listen(parent: int, pipe: Connection, one: Hunt) -> None:

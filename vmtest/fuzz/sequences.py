@@ -58,7 +58,7 @@ class Drawer:
 
     def sequence(self, random: Random) -> list[Access]:
         """One that is drawn by ``random``."""
-        pen = Pen(random, self._target.arena)
+        pen = Pen(random, self._target.arena, self._target.name)
         if self._target.functions and pen.chance(MESSAGES):
             self._use_messages(pen)
         if self._models and pen.chance(self._known):
@@ -182,9 +182,9 @@ class Avoided:
 
     def add(self, access: Access) -> None:
         """Have its like left out."""
-        if (place := _place(access)) is not None:
+        if (place := _place(access)) is not None and (area := self._area(access)):
             self._places.add(place)
-            self._times[place[0], self._area(access)] += 1
+            self._times[place[0], area] += 1
 
     def __contains__(self, access: Access) -> bool:
         if not self._places or (place := _place(access)) is None:
@@ -193,9 +193,10 @@ class Avoided:
         return place in self._places or is_left_alone
 
     def _area(self, access: Access) -> str:
-        """The name of the area that it is in."""
+        """The name of the area that it is in; "" for none, such as PCI configuration."""
         at = access.port if isinstance(access, In | Out) else getattr(access, "address", 0)
-        return self._areas[bisect(self._begins, (isinstance(access, In | Out), at)) - 1].name
+        area = self._areas[bisect(self._begins, (isinstance(access, In | Out), at)) - 1]
+        return area.name if area.address <= at < area.address + area.size else ""
 
 
 def _place(access: Access) -> tuple[type, int] | None:

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from vmtest.devices.access import Access, Fill, Out, Store, Write
 
-__all__ = ["shrink"]
+__all__ = ["Shrunk", "shrink"]
 
 NEAR = 256
 """Bytes within which what is stored may be stored at once."""
@@ -18,7 +19,14 @@ Same = Callable[[Sequence[Access]], bool]
 """Whether QEMU ends by these operations as it is to."""
 
 
-def shrink(accesses: Sequence[Access], same: Same, *, seconds: float, begin: int = 0) -> list[Access]:
+class Shrunk(NamedTuple):
+    """The ``accesses`` that are left; ``is_smallest`` where there was nothing more to be tried."""
+
+    accesses: Sequence[Access]
+    is_smallest: bool
+
+
+def shrink(accesses: Sequence[Access], same: Same, *, seconds: float, begin: int = 0) -> Shrunk:
     """The fewest operations, with the simplest values, that were found in so many seconds. The first ones, ``begin`` of
     them, are likely to be needed: with these the last few are tried before anything else.
     """
@@ -32,7 +40,7 @@ def shrink(accesses: Sequence[Access], same: Same, *, seconds: float, begin: int
         before = found
         found = _merged(_fewer(found, tried), tried)
         found = _simpler(found, tried)
-    return found
+    return Shrunk(found, time.monotonic() < until)
 
 
 def _last(accesses: list[Access], begin: int, same: Same) -> list[Access]:

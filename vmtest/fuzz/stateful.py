@@ -45,7 +45,11 @@ class DeviceMachine(RuleBasedStateMachine):
         super().__init__()
         self.target, self.qemu = _target(self.device, self.binary, self.machine, tuple(self.arguments))
         self.session = Session(self.target.board, self.qemu)
-        self.run(self.target.begin)
+        try:
+            self.run(self.target.begin)
+        except BaseException:  # there is no teardown of what was not made
+            self.session.close()
+            raise
 
     def run(self, accesses: Sequence[Access]) -> Done:
         """Do operations, each after the last one's answer. Raises QemuDied where QEMU ends by them."""

@@ -45,7 +45,7 @@ class Qtest:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._patience, self._goes_on = patience, goes_on
-        self._early = b""
+        self._early: list[bytes] = []
         self.interrupts: deque[Interrupt] = deque(maxlen=INTERRUPTS)
         self.requests = 0
 
@@ -99,8 +99,12 @@ class Qtest:
         data = self._sock.recv(1 << 16)
         if not data:
             raise ConnectionResetError
-        text = self._early + data
-        *whole, self._early = text.split(b"\n")
+        if b"\n" not in data:  # in the midst of what is long
+            self._early.append(data)
+            return
+        text = b"".join([*self._early, data])
+        *whole, last = text.split(b"\n")
+        self._early = [last]
         if b"IRQ " not in text:
             replies += whole
             self.requests += len(whole)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmtest.devices.layout import octets
 from vmtest.devices.models import Model, step
-from vmtest.devices.models.virtio_requests import OTHERS, REQUESTS
+from vmtest.devices.models.virtio_requests import ANSWERS, OTHERS, QUEUES, REQUESTS
 from vmtest.devices.models.virtqueues import WRITE, Queue
 
 __all__ = ["Virtio"]
@@ -12,25 +12,29 @@ __all__ = ["Virtio"]
 RESET, ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK = 0, 1, 2, 4, 8
 RING_PACKED, VERSION_1 = 34, 32
 SIZES = (1, 2, 4, 8, 16, 64, 256, 0, 3, 1024, 0x8000)
-LENGTHS = (1, 4, 12, 16, 64, 512, 1500, 4096, 0, 0x10000, 0xFFFFFFFF, 0x7FFFFFFF)
+LEGACY_SIZES = (256, 256, 256, 128, 64, 8)
+"""The device's own, which a driver would ask for."""
+LENGTHS = (1, 4, 12, 16, 64, 512, 512, 1500, 4096)
+ODD_LENGTHS = (0, 1, 3, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF)
 
 
 class Virtio(Model):
     """The queues: a transport says how registers are written."""
 
     kind = ""
+    legacy = False
 
     def begin(self) -> None:
         """Negotiate, set some queues up, and let the device go."""
         pen = self.pen
-        self.packed = pen.chance(0.4)
+        self.packed = pen.chance(0.95 if "packed=on" in pen.name else 0.05) and not self.legacy
         self.queues: dict[int, Queue] = {}
         if pen.chance(0.9):
             self.status(RESET)
             self.status(ACKNOWLEDGE | DRIVER)
             self.features()
             self.status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
-        for index in range(pen.count(1, 3)):
+        for index in range(QUEUES.get(self.kind, pen.count(1, 3))):
             self.set_up(index)
         if pen.chance(0.9):
             self.status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
@@ -52,8 +56,9 @@ class Virtio(Model):
     def set_up(self, index: int) -> None:
         """A queue with some requests in it."""
         pen = self.pen
-        size = pen.one_of(SIZES[:6]) if pen.chance(0.85) else pen.one_of(SIZES)
-        queue = Queue(pen, max(1, min(size, 256)), self.packed)
+        likely = LEGACY_SIZES if self.legacy else SIZES[:6]
+        size = pen.one_of(likely) if pen.chance(0.85) else pen.one_of(SIZES)
+        queue = Queue(pen, max(1, min(size, 256)), packed=self.packed, legacy=self.legacy)
         self.queues[index] = queue
         for _ in range(pen.count(0, 3)):
             self.request(queue)
@@ -63,14 +68,16 @@ class Virtio(Model):
         """A chain of descriptors: what the driver says, data, and room for the answer."""
         pen = self.pen
         asked = pen.one_of(REQUESTS.get(self.kind, OTHERS))
-        pieces = [(pen.lay(asked), pen.one_of((asked.size, asked.size, asked.size, *LENGTHS)), 0)]
+        pieces = [(pen.lay(asked), asked.size if pen.chance(0.95) else pen.one_of(ODD_LENGTHS), 0)]
         if pen.chance(0.2):  # a device reads on from one to the next
             cut = pen.count(1, asked.size)
             pieces = [(pieces[0][0], cut, 0), (pieces[0][0] + cut, asked.size - cut, 0)]
         for _ in range(pen.count(0, 3)):
-            pieces.append((octets(512)(pen), pen.one_of(LENGTHS), 0 if pen.chance(0.4) else WRITE))
-        if pen.chance(0.7):
-            pieces.append((pen.room(16), pen.one_of((1, 4, 8, 16, 0, 64)), WRITE))
+            length = pen.one_of(LENGTHS) if pen.chance(0.95) else pen.one_of(ODD_LENGTHS)
+            pieces.append((octets(512)(pen), length, 0 if pen.chance(0.4) else WRITE))
+        if pen.chance(0.9):
+            size = ANSWERS.get(self.kind, 16)
+            pieces.append((pen.room(size), size if pen.chance(0.9) else pen.one_of((0, 1, 4, 8)), WRITE))
         if pen.chance(0.85):  # what is read comes first, but when it does not
             pieces.sort(key=lambda piece: piece[2])
         queue.add(pieces)

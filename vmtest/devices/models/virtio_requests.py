@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from vmtest.devices.layout import Struct, anything, drawn, number, zeros
 from vmtest.devices.models.scsi_commands import cdb
 
-__all__ = ["OTHERS", "REQUESTS"]
+__all__ = ["ANSWERS", "OTHERS", "QUEUES", "REQUESTS"]
 
 NET = Struct(
     "virtio_net_hdr",  # 5.1.6
@@ -27,7 +27,7 @@ BLOCK = Struct(
 )
 SCSI = Struct(
     "virtio_scsi_req_cmd",  # 5.6.6
-    number("lun", 64, 1, 0x40000001, 0x40000101, 0x4001000000000001),
+    number("lun", 64, 0x00400001, 0x00400001, 0x00400101, 0x01400001),
     anything("tag", 64),
     number("attribute", 24, 0, 1, 2, 3),
     drawn("cdb", 256, lambda pen: int.from_bytes(cdb(pen), "little")),
@@ -109,5 +109,9 @@ REQUESTS: Mapping[str, tuple[Struct, ...]] = {
 }
 """By what QEMU calls a device, what its driver writes first."""
 
+ANSWERS: Mapping[str, int] = {"scsi": 108, "gpu": 408, "9p": 128, "net": 1, "blk": 1, "mem": 24}
+"""Bytes that the device's answer has; 16 do for the others."""
+QUEUES: Mapping[str, int] = {"scsi": 3}
+"""Queues without which a device has nothing to do."""
 OTHERS = (ANY, NET, BLOCK)
 """For a device that is not in the table."""

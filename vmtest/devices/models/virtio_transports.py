@@ -74,6 +74,7 @@ class VirtioLegacy(Virtio):
 
     name = "virtio on PCI, legacy"
     regions = ("virtio-pci",)
+    legacy = True
     _REGISTERS: ClassVar = {4: 4, 8: 4, 0xE: 2, 0x10: 2, 0x12: 1, 0x13: 1, 0x14: 2, 0x16: 2}
 
     def begin(self) -> None:
@@ -141,8 +142,9 @@ class VirtioMmio(Virtio):
     def begin(self) -> None:
         """See Virtio."""
         self.registers = self.needed("virtio-mmio")
-        self.is_legacy = self.pen.chance(0.7)
-        self.kind = self.pen.one_of(tuple(REQUESTS))
+        self.legacy = self.pen.chance(0.7)
+        named = self.pen.name.removeprefix("virtio-").partition("-")[0]
+        self.kind = named if named in REQUESTS else self.pen.one_of(tuple(REQUESTS))
         super().begin()
 
     def status(self, value: int) -> None:
@@ -161,7 +163,7 @@ class VirtioMmio(Virtio):
         pen.write(self.registers, 0x30, index)
         if steps & 1:
             pen.write(self.registers, 0x38, size)
-        if self.is_legacy:  # what QEMU has by default: one page number
+        if self.legacy:  # what QEMU has by default: one page number
             pen.write(self.registers, 0x28, 4096)
             pen.write(self.registers, 0x3C, pen.one_of((4096, 4096, 4, 0, 3)))
             pen.write(self.registers, 0x40, queue.table >> 12)

@@ -10,18 +10,17 @@ NEXT, WRITE, INDIRECT, AVAILABLE, USED = 1, 2, 4, 1 << 7, 1 << 15
 
 
 class Queue:
-    """A virtqueue in memory: split (2.7) or packed (2.8)."""
+    """A virtqueue in memory: split (2.7) or packed (2.8). A ``legacy`` one has all its parts side by side (2.7.2)."""
 
-    def __init__(self, pen: Pen, size: int, packed: bool) -> None:
+    def __init__(self, pen: Pen, size: int, *, packed: bool, legacy: bool) -> None:
         self.pen, self.size, self.packed = pen, size, packed
-        self.table = pen.lay(bytes(16 * size), align=4096 if pen.chance(0.5) else 16)
-        # A legacy device takes all three from one address: the available ring right behind the table.
-        self.available = pen.room(6 + 2 * size, 2) if packed or pen.chance(0.3) else self.table + 16 * size
-        if self.available == self.table + 16 * size:
-            pen.room(6 + 2 * size, 2)
-        self.used = pen.room(6 + 8 * size, 4096)
+        behind = 6 + 2 * size
+        self.table = pen.room(16 * size + behind if legacy else 16 * size, 4096 if legacy else 16)
+        pen.lay(bytes(16 * size), at=self.table)
+        self.available = self.table + 16 * size if legacy else pen.room(behind, 2)
+        self.used = pen.room(6 + 8 * size, 4096 if legacy else 4)
         self.next, self.index, self.wrapped = 0, 0, False
-        pen.lay(bytes(6 + 2 * size), at=self.available)
+        pen.lay(bytes(behind), at=self.available)
 
     def add(self, pieces: list[tuple[int, int, int]]) -> None:
         """Make a chain available: of (address, length, flags)."""
