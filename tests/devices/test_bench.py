@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from vmtest.devices import session as sessions
-from vmtest.devices.access import ClockStep, Fill, Flush, In, Intercept, Load, Out, Read, Store, Write
+from vmtest.devices.access import ClockStep, Fill, Flush, In, Intercept, Load, Out, Read, Reset, Store, Write
 from vmtest.devices.bench import Bench
 from vmtest.devices.session import Board, Session
 from vmtest.errors import HostError, QemuDied, UsageError
@@ -151,6 +151,19 @@ def test_a_hang_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         crash = session.run([In(0x80, 1)]).crash
         assert crash is not None
         assert (crash.kind, crash.signature) == ("hang", "no answer, and no work")
+
+
+def test_resets_and_events() -> None:
+    """A reset in the midst of operations brings registers back; what QEMU does is told meanwhile, each line once."""
+    with Bench() as bench, Session(bench.board, bench.qemu, told=True) as session:
+        assert session.events is not None
+        done = session.run([Out(0xCF8, 0x80000000, 4), Reset(), In(0xCF8, 4), Out(0xCF8, 0x8000F804, 4), In(0xCFC, 2)])
+        assert done.crash is None
+        assert [reply for reply in done.replies if reply is not None] == [0, 3]
+        lines = session.events.take()
+        assert any(line.startswith(b"pci_cfg_read") for line in lines)
+        assert not any(line.startswith((b"memory_region", b"qemu_mutex")) for line in lines)
+        assert session.events.take() == []
 
 
 def test_what_works_does_not_hang() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmtest.devices import reproducer as reproducers
-from vmtest.devices.access import Fill, Flush, In, Load, Out, SetLine, Store, Write
+from vmtest.devices.access import Fill, Flush, In, Load, Out, Reset, SetLine, Store, Write
 from vmtest.devices.reproducer import Reproducer, from_shell, read
 from vmtest.devices.session import Board
 from vmtest.errors import UsageError
@@ -73,7 +73,14 @@ def test_what_is_there_no_more(tmp_path: Path) -> None:
 
 def test_files() -> None:
     """All that a reproducer has survives its file."""
-    accesses = (Out(0xCF8, 1, 4), Flush(), Store(0x10, b'"\\\n'), SetLine("/machine/a[0]", "", 1, 0), Load(0, 4))
+    accesses = (
+        Out(0xCF8, 1, 4),
+        Flush(),
+        Reset(),
+        Store(0x10, b'"\\\n'),
+        SetLine("/machine/a[0]", "", 1, 0),
+        Load(0, 4),
+    )
     found = Reproducer(
         binary="qemu-system-arm",
         board=Board(arguments=("-M", "virt", "-device", 'a,b="c d"'), accel="tcg"),
@@ -81,6 +88,7 @@ def test_files() -> None:
         lockstep=True,
         signature='hw/x.c f: a == "b\\c"',
         title="ä",
+        issue="gitlab 1",
         seen={"7.2.0": "SIGSEGV", "10.0": ""},
     )
     assert Reproducer.parse(reproducers.tomllib.loads(found.dumps())) == found
@@ -143,6 +151,8 @@ def test_the_c_test_compiles(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     with pytest.raises(UsageError, match="C test"):
         Reproducer(**{**vars(found), "accesses": (SetLine("p", "", 0, 1),)}).as_c()
+    with pytest.raises(UsageError, match="here-document"):
+        Reproducer(**{**vars(found), "accesses": (Reset(),)}).as_shell()
 
 
 LIBQTEST = """

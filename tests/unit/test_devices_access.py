@@ -34,6 +34,7 @@ def accesses(draw: st.DrawFn) -> a.Access:
                 a.Intercept(draw(PATHS), draw(st.booleans())),
                 a.SetLine(draw(PATHS), draw(st.just("") | PATHS), draw(st.integers(0, 99)), draw(st.integers(-1, 1))),
                 a.Flush(),
+                a.Reset(),
             ]
         )
     )

@@ -60,7 +60,7 @@ def crash(exit_code: int, words: str, done: int) -> Crash:
         if (found := rule.search(words)) and exit_code != 0:
             said = found.groupdict("")
             where = " ".join(part for part in (_file(said.get("file", "")), _function(said.get("where", ""))) if part)
-            what = _plain(said.get("what") or said.get("other", ""))
+            what = _plain(said.get("what") or said.get("other", ""), has_code=kind != "error")
             return Crash(kind, ": ".join(part for part in (where, what) if part) or "out of memory", words, done)
     if exit_code >= 0:
         return Crash("exit", f"status {exit_code}", words, done)
@@ -79,6 +79,6 @@ def _function(text: str) -> str:
     return found[1] if found else text
 
 
-def _plain(text: str) -> str:
-    """Without numbers that are of this run."""
-    return re.sub(r"\b0x[0-9a-fA-F]+\b|\b\d{4,}\b", "N", text.strip())
+def _plain(text: str, *, has_code: bool) -> str:
+    """Without numbers that are of this run: in what is code small ones are the code's."""
+    return re.sub(rf"\b0x[0-9a-fA-F]+\b|\b\d{{{4 if has_code else 1},}}\b", "N", text.strip())

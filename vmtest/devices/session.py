@@ -164,14 +164,13 @@ class Session(Closing):
         replies: list[bytes] = []
         try:
             for piece in _pieces(accesses, lockstep, has_clock=self.accel == "qtest"):
-                if isinstance(piece, Reset):
-                    if crash := self.reset():
-                        return Done(replies=self._values(accesses, replies), crash=crash._replace(done=len(replies)))
+                if isinstance(piece, list):
+                    replies += self.qtest.run(piece)
                 elif isinstance(piece, float):
                     self._let_pass(piece)
                     replies.append(b"OK")
-                else:
-                    replies += self.qtest.run(piece)
+                elif crash := self.reset():
+                    return Done(replies=self._values(accesses, replies), crash=crash._replace(done=len(replies)))
             self.qtest.idle(settle)
         except QtestEnded as ended:
             replies += ended.replies
@@ -315,17 +314,21 @@ class _Silence:
 
 def _pieces(accesses: Sequence[Access], lockstep: bool, has_clock: bool) -> Iterator[list[bytes] | float | Reset]:
     """Lines that are sent together; resets; and, where the clock cannot be told, seconds that are to pass."""
+    apart = {*UNSAID} if has_clock else {*UNSAID, ClockStep, ClockSet}
     lines: list[bytes] = []
     for access in accesses:
-        passes = not has_clock and isinstance(access, ClockStep | ClockSet)
-        if not passes and not isinstance(access, UNSAID):
-            lines.append(encode(access))
-        if lines and (lockstep or passes or isinstance(access, UNSAID)):
+        if type(access) not in apart:
+            if lockstep:
+                yield [encode(access)]
+            else:
+                lines.append(encode(access))
+            continue
+        if lines:
             yield lines
             lines = []
         if isinstance(access, Reset):
             yield access
-        if passes:
+        elif isinstance(access, ClockStep | ClockSet):
             ns = access.ns if isinstance(access, ClockStep) else None
             yield STEP if ns is None else min(ns / 1e9, LONGEST)
     if lines:

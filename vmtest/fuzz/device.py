@@ -26,7 +26,7 @@ RESET = 8
 """Sequences between two resets of the machine."""
 LIFE = 400
 """Sequences of one QEMU: what it has been told is all tried where a crash does not come of less."""
-LOCKSTEP = 4
+LOCKSTEP = 8
 """One life in so many has each operation wait for the last one's answer."""
 PATIENCE = 2.0
 """Seconds after which a QEMU that does nothing is given up: that it hangs is seen where it is confirmed."""
@@ -38,6 +38,8 @@ LAST = 30.0
 """Seconds that each has when the time is over."""
 TRIES = 3
 """How often a crash is tried again, of another life each time, that did not come."""
+SLOW = 0.03
+"""Seconds: a sequence that takes longer is not kept, or all that follows would be as slow."""
 CHANGED = 0.5
 """How many of the sequences are made of ones that are kept, where there are any."""
 
@@ -172,7 +174,9 @@ class Hunt:
         report = self.report
         if session.events:
             session.events.take()  # of a reset, or of time
+        begin = time.perf_counter()
         done = session.run(accesses, lockstep=lockstep)
+        is_slow = time.perf_counter() - begin > SLOW
         crash = done.crash
         if session.events and crash is None:  # what QEMU's main loop does later is told later
             later = session.run((self._look,)).crash
@@ -180,7 +184,8 @@ class Hunt:
         report.operations += len(done.replies)
         report.sequences += 1
         if self._coverage and session.events:
-            if self._coverage.new(session.events.take(), accesses, done.replies) and crash is None:
+            is_new = self._coverage.new(session.events.take(), accesses, done.replies) > 0
+            if is_new and not is_slow and crash is None:
                 self._corpus.add(accesses)
             report.events, report.features = len(self._coverage.kinds), self._coverage.features
             report.corpus = len(self._corpus)

@@ -102,9 +102,9 @@ class Qtest:
         if b"\n" not in data:  # in the midst of what is long
             self._early.append(data)
             return
-        text = b"".join([*self._early, data])
+        text = b"".join([*self._early, data]) if self._early else data
         *whole, last = text.split(b"\n")
-        self._early = [last]
+        self._early = [last] if last else []
         if b"IRQ " not in text:
             replies += whole
             self.requests += len(whole)
