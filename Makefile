@@ -76,6 +76,7 @@ bench: setup
 	$(BIN)/python benchmarks/console.py
 	$(BIN)/python benchmarks/pristine.py
 	$(BIN)/python benchmarks/qtest.py
+	$(BIN)/python benchmarks/feedback.py
 	$(BIN)/python benchmarks/executors.py
 
 clean:

@@ -37,7 +37,7 @@ def test_a_known_crash_is_found(tmp_path: Path) -> None:
     assert "EDU: DMA range N-N out of bounds" in said
     (file,) = (tmp_path / "findings").iterdir()
     found = read(file)
-    assert len(found.accesses) <= 8
+    assert len(found.accesses) <= 40  # five, where there is time
     assert found.signature.startswith("EDU: DMA range")
     assert "1 of 1 are still there" in _vmtest("replay", str(file), where=tmp_path, code=1).stdout
 
