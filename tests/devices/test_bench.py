@@ -157,9 +157,10 @@ def test_resets_and_events() -> None:
     """A reset in the midst of operations brings registers back; what QEMU does is told meanwhile, each line once."""
     with Bench() as bench, Session(bench.board, bench.qemu, told=True) as session:
         assert session.events is not None
-        done = session.run([Out(0xCF8, 0x80000000, 4), Reset(), In(0xCF8, 4), Out(0xCF8, 0x8000F804, 4), In(0xCFC, 2)])
+        select, command = Out(0xCF8, 0x8000FA04, 4), In(0xCFC, 2)  # of the AHCI controller
+        done = session.run([select, Out(0xCFC, 7, 2), command, Reset(), select, command])
         assert done.crash is None
-        assert [reply for reply in done.replies if reply is not None] == [0, 3]
+        assert [reply for reply in done.replies if reply is not None] == [7, 0]
         lines = session.events.take()
         assert any(line.startswith(b"pci_cfg_read") for line in lines)
         assert not any(line.startswith((b"memory_region", b"qemu_mutex")) for line in lines)
