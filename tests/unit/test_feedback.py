@@ -8,31 +8,70 @@ from random import Random
 
 from vmtest.devices.access import Access, Fill, In, Out, Read, Store, Write, encode
 from vmtest.devices.events import FULL, Events
+from vmtest.fuzz.choice import Choice
 from vmtest.fuzz.corpus import LONGEST, MOST, Corpus
-from vmtest.fuzz.coverage import LEARNING, SPARSE, Coverage
+from vmtest.fuzz.coverage import LEARNING, LOUD, SPARSE, Coverage
 
 ARENA = (0x100000, 0x40000)
 
 
 def test_what_is_new() -> None:
-    """New are pairs of events that follow each other, and numbers of another size; the same once more is not."""
+    """New are events, pairs of them that follow each other, and numbers of another size; the same once more is not."""
     coverage = Coverage()
     lines = [b"nic_send to 0x12345, 60 bytes", b"nic_irq 3"]
-    assert coverage.new(lines, (), ()) == 2
+    assert coverage.new(lines, (), ()) == 4
     assert coverage.new(lines, (), ()) == 0
     assert coverage.new([b"nic_send to 0x1abcd, 61 bytes", b"nic_irq 3"], (), ()) == 0
     assert coverage.new([b"nic_send to 0x12345, 1500 bytes"], (), ()) == 1
     assert coverage.new([b"nic_irq 3", b"nic_send to 0x12345, 60 bytes"], (), ()) == 2
     assert coverage.new([b"nic_irq 2"], (), ()) == 1
     assert coverage.kinds == {b"nic_send", b"nic_irq"}
-    assert coverage.features == 6
+    assert coverage.features == 8
 
 
 def test_addresses_of_qemu_are_no_news() -> None:
     """They are others in each process."""
     coverage = Coverage()
-    assert coverage.new([b"dma_map 0x5581a0b0c0d0"], (), ()) == 1
+    assert coverage.new([b"dma_map 0x5581a0b0c0d0"], (), ()) == 2
     assert coverage.new([b"dma_map 0x7f00a0b0c0d0"], (), ()) == 0
+
+
+def test_what_machines_tell_is_no_news() -> None:
+    """Events of interrupt controllers and of PCI configuration are no device's, and not between those of one either."""
+    coverage = Coverage()
+    assert coverage.new([b"nic_send 60", b"nic_irq 3"], (), ()) == 4
+    assert coverage.new([b"nic_send 60", b"pic_set_irq 3", b"Invalid read at addr 0x10", b"nic_irq 3"], (), ()) == 0
+    assert coverage.kinds == {b"nic_send", b"nic_irq"}
+
+
+def test_what_is_loud() -> None:
+    """An event that is told a thousand times of one sequence is found, by the name that QEMU has a switch for."""
+    assert Coverage.loud([b"sd_write_byte: 0x1", b"sd_command 3"] * (LOUD - 1)) == set()
+    assert Coverage.loud([b"sd_write_byte: 0x1"] * LOUD + [b"sd_command 3"] * 9) == {"sd_write_byte"}
+
+
+def test_what_brings_more_is_taken_more_often() -> None:
+    """Of two ways the one of which more comes is taken more often, the other one still is; in time that turns round."""
+    random, choice = Random(1), Choice({"one": 1.0, "other": 1.0})
+
+    def taken(one: int, other: int) -> float:
+        for _ in range(4000):
+            choice.came("one", one, 0.01)
+            choice.came("other", other, 0.01)
+        return sum(choice.one(random) == "one" for _ in range(2000)) / 2000
+
+    assert 0.8 < taken(10, 0) < 0.95
+    assert 0.4 < taken(1, 1) < 0.6
+    assert 0.05 < taken(0, 10) < 0.2
+
+
+def test_weights_hold_where_as_much_comes_of_each() -> None:
+    """What a way's weight says is how often it is taken, at first and where all bring the same."""
+    random, choice = Random(1), Choice({"often": 3.0, "seldom": 1.0})
+    for _ in range(2):
+        assert 0.7 < sum(choice.one(random) == "often" for _ in range(2000)) / 2000 < 0.8
+        for way in ["often", "seldom"] * 500:
+            choice.came(way, 2, 0.01)
 
 
 def test_where_little_is_told_values_count() -> None:

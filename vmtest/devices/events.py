@@ -5,6 +5,7 @@ what it says of a guest's errors.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 __all__ = ["Events"]
 
@@ -47,10 +48,12 @@ FULL = 64 << 20
 class Events:
     """A file in memory that a QEMU writes them to, a line each. ``arguments`` are its own, and it inherits ``fd``."""
 
-    def __init__(self) -> None:
+    def __init__(self, without: Collection[str] = ()) -> None:
+        """All events but those of QEMU's own works, and those ``without`` which it is to be."""
         self.fd = os.memfd_create("vmtest-events", os.MFD_CLOEXEC)
         self._at = 0
-        items = ["guest_errors", "unimp", "trace:*", *(f"trace:-{prefix}_*" for prefix in INFRASTRUCTURE)]
+        off = (*(f"{prefix}_*" for prefix in INFRASTRUCTURE), *sorted(without))
+        items = ["guest_errors", "unimp", "trace:*", *(f"trace:-{name}" for name in off)]
         self.arguments = ("-D", f"/proc/self/fd/{self.fd}", "-d", ",".join(items))
 
     def take(self) -> list[bytes]:

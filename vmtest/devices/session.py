@@ -8,7 +8,7 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -81,16 +81,23 @@ class Session(Closing):
     """
 
     def __init__(
-        self, board: Board, qemu: Qemu, *, traced: bool = False, told: bool = False, lost: float = LOST
+        self,
+        board: Board,
+        qemu: Qemu,
+        *,
+        traced: bool = False,
+        told: bool = False,
+        untold: Collection[str] = (),
+        lost: float = LOST,
     ) -> None:
         """Start it; where it is ``traced`` a crash has its place in QEMU's code, and where it has ``told`` what it does
-        there are ``events``. It hangs where it does nothing for ``lost`` seconds. Raises HostError with QEMU's own
-        words where it does not come up.
+        there are ``events``, all but those that are ``untold``. It hangs where it does nothing for ``lost`` seconds.
+        Raises HostError with QEMU's own words where it does not come up.
         """
         self.board, self.qemu, self._lost = board, qemu, lost
         self.accel = board.accel or ("qtest" if "qtest" in qemu.accels else "tcg")
         self._directory = Workdir()
-        self.events = Events() if told else None
+        self.events = Events(untold) if told else None
         self._silence = _Silence()
         self._changed, self._resets, self._has_ended = threading.Condition(), 0, False
         pairs = {name: socket.socketpair() for name in ("qtest", "qmp")}
@@ -193,6 +200,15 @@ class Session(Closing):
         value = self.ask(access)
         assert isinstance(value, int)
         return value
+
+    def untell(self, names: Collection[str]) -> set[str]:
+        """Have these trace events told no more; those of the names that are ones."""
+        off = set()
+        for name in names:
+            with contextlib.suppress(QmpError):  # what else is told has no switch
+                self.qmp.execute("trace-event-set-state", name=name, enable=False)
+                off.add(name)
+        return off
 
     def reset(self) -> Crash | None:
         """Reset the machine, as its button does, and wait until that is done; how QEMU has ended, if it has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from vmtest.devices.access import Access, Flush, In, Read
@@ -26,6 +27,8 @@ MACHINES = (
 """How events begin that are of each machine, and of no device."""
 LEARNING = 64
 """Sequences until that is known."""
+LOUD = 1_000
+"""Lines of an event in one sequence: one for each byte that is moved is no news."""
 REMEMBERED = 100_000
 """Lines whose meaning is kept."""
 
@@ -36,9 +39,17 @@ class Coverage:
     def __init__(self) -> None:
         self.kinds: set[bytes] = set()
         self._seen: set[object] = set()
-        self._lines: dict[bytes, int] = {}
+        self._lines: dict[bytes, tuple[int, int]] = {}
         self._numbers: dict[bytes, int] = {}
         self._sequences = 0
+
+    @staticmethod
+    def loud(lines: Sequence[bytes]) -> set[str]:
+        """The events that tell so much of a sequence that they cost more than they are worth."""
+        if len(lines) < LOUD:
+            return set()
+        times = Counter(line.partition(b" ")[0].rstrip(b":") for line in lines)
+        return {kind.decode(errors="replace") for kind, often in times.items() if often >= LOUD}
 
     @property
     def features(self) -> int:
@@ -46,18 +57,19 @@ class Coverage:
         return len(self._seen)
 
     def new(self, lines: Iterable[bytes], accesses: Sequence[Access], replies: Sequence[object]) -> int:
-        """How much a sequence, which was told in these lines and answered so, has of what none had before: pairs of
-        events that follow each other, with what their numbers are about.
+        """How much a sequence, which was told in these lines and answered so, has of what none had before: events with
+        what their numbers are about, and pairs of events that follow each other, whatever their numbers are. (With
+        those of both nearly every sequence would be new for ever, and what is kept no better than what is drawn.)
         """
         self._sequences += 1
         before, seen, last = len(self._seen), self._seen, 0
         meanings = self._lines
         for line in lines:
-            meaning = meanings.get(line)
-            if meaning is None:
-                meaning = self._meaning(line)
-            seen.add(last << 32 | meaning)
-            last = meaning
+            meaning, kind = meanings.get(line) or self._meaning(line)
+            if meaning:
+                seen.add(meaning)
+                seen.add(~(last << 24 | kind))
+                last = kind
         if self._sequences > LEARNING and len(self.kinds) < SPARSE:
             answered = (access for access in accesses if not isinstance(access, Flush))
             for access, reply in zip(answered, replies, strict=False):
@@ -65,15 +77,22 @@ class Coverage:
                     seen.add((access, reply.bit_length()))
         return len(seen) - before
 
-    def _meaning(self, line: bytes) -> int:
-        """A number for the line and all that differ from it in numbers of about the same size alone."""
+    def _meaning(self, line: bytes) -> tuple[int, int]:
+        """A number for the line and all that differ from it in numbers of about the same size alone, and one for all of
+        its event; 0 for those of each machine.
+        """
         if len(self._lines) > REMEMBERED:
             self._lines.clear()
-        plain = _NUMBER.sub(_size, line)
+        found = 0, 0
         if not line.startswith(MACHINES):
-            self.kinds.add(line.partition(b" ")[0])
-        meaning = self._lines[line] = self._numbers.setdefault(plain, len(self._numbers) + 1)
-        return meaning
+            name = line.partition(b" ")[0]
+            self.kinds.add(name)
+            found = self._number(_NUMBER.sub(_size, line)), self._number(b"event " + name)
+        self._lines[line] = found
+        return found
+
+    def _number(self, of: bytes) -> int:
+        return self._numbers.setdefault(of, len(self._numbers) + 1)
 
 
 _NUMBER = re.compile(rb"0x([0-9a-fA-F]+)|\b([0-9]+)\b")

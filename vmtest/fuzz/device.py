@@ -14,10 +14,11 @@ from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import Reproducer
 from vmtest.devices.session import Session
 from vmtest.devices.target import Target
+from vmtest.fuzz.choice import Choice
 from vmtest.fuzz.confirm import Confirmer, Found, until
 from vmtest.fuzz.corpus import Corpus
 from vmtest.fuzz.coverage import Coverage
-from vmtest.fuzz.sequences import Avoided, Drawer
+from vmtest.fuzz.sequences import Avoided, Drawer, Way
 from vmtest.host import Qemu
 
 __all__ = ["Hunt", "Report"]
@@ -28,7 +29,7 @@ LIFE = 400
 """Sequences of one QEMU: what it has been told is all tried where a crash does not come of less."""
 LOCKSTEP = 8
 """One life in so many has each operation wait for the last one's answer."""
-PATIENCE = 2.0
+PATIENCE = 0.5
 """Seconds after which a QEMU that does nothing is given up: that it hangs is seen where it is confirmed."""
 SHARE = 0.5
 """How much of the time may go to making crashes smaller: what is left of it is done later."""
@@ -40,8 +41,8 @@ TRIES = 3
 """How often a crash is tried again, of another life each time, that did not come."""
 SLOW = 0.03
 """Seconds: a sequence that takes longer is not kept, or all that follows would be as slow."""
-CHANGED = 0.5
-"""How many of the sequences are made of ones that are kept, where there are any."""
+CHANGED: Way = (None, ())
+"""The way to make a sequence of one that is kept: taken as often as all others together where it brings as much."""
 
 
 @dataclass(kw_only=True)
@@ -87,6 +88,8 @@ class Hunt:
         self._coverage = Coverage() if feedback else None
         self._corpus = Corpus(target.arena, self._drawer.sequence)
         self._avoided = Avoided(target)
+        self._ways = Choice({**self._drawer.ways, CHANGED: 1.0} if feedback else self._drawer.ways)
+        self._untold = set[str]()
         self._look = Load(target.arena[0], 1)
         self._at_once: set[str] = set()
         self._unfinished: dict[str, Found] = {}
@@ -142,15 +145,19 @@ class Hunt:
         begin = time.monotonic()
         yield
         self.report.shrinking += time.monotonic() - begin
+        self.report.seconds += time.monotonic() - begin
         self.report.doing = ""
 
     def _life(self, numbers: count[int], lockstep: bool, goes_on: Callable[[], bool]) -> Reproducer | None:
         """One QEMU, from its start to its end; what it has ended by, where that is new."""
         pieces: list[Sequence[Access]] = []
         crash = None
-        told = self._coverage is not None
-        with Session(self._target.board, self._qemu, traced=True, told=told, lost=PATIENCE) as session:
+        told, begin = self._coverage is not None, time.perf_counter()
+        with Session(
+            self._target.board, self._qemu, traced=True, told=told, untold=self._untold, lost=PATIENCE
+        ) as session:
             session.run(self._target.begin)
+            self._start = time.perf_counter() - begin
             for sequence in range(LIFE):
                 if crash or not goes_on():
                     break
@@ -159,24 +166,26 @@ class Hunt:
                     self.report.resets += 1
                     if crash := session.run(pieces[-1]).crash:
                         break
-                pieces.append([one for one in self._sequence(next(numbers)) if one not in self._avoided])
-                crash = self._tried(session, pieces[-1], lockstep)
+                way, accesses = self._sequence(next(numbers))
+                pieces.append([one for one in accesses if one not in self._avoided])
+                crash = self._tried(session, pieces[-1], lockstep, way)
         return self._ended(pieces, crash, lockstep) if crash else None
 
-    def _sequence(self, number: int) -> list[Access]:
+    def _sequence(self, number: int) -> tuple[Way, list[Access]]:
+        """The way that is taken, and what comes of it."""
         random = Random(f"{self._seed} {number} changed")
-        if self._corpus and random.random() < CHANGED:
-            return self._corpus.sequence(random)
-        return self._drawer.draw(number)
+        way = self._ways.one(random)
+        if way != CHANGED:
+            return way, self._drawer.sequence(random, way)
+        return way, self._corpus.sequence(random) if self._corpus else self._drawer.sequence(random)
 
-    def _tried(self, session: Session, accesses: Sequence[Access], lockstep: bool) -> Crash | None:
+    def _tried(self, session: Session, accesses: Sequence[Access], lockstep: bool, way: Way) -> Crash | None:
         """How QEMU ends by a sequence. One that shows something new is kept."""
         report = self.report
         if session.events:
             session.events.take()  # of a reset, or of time
         begin = time.perf_counter()
         done = session.run(accesses, lockstep=lockstep)
-        is_slow = time.perf_counter() - begin > SLOW
         crash = done.crash
         if session.events and crash is None:  # what QEMU's main loop does later is told later
             later = session.run((self._look,)).crash
@@ -184,9 +193,14 @@ class Hunt:
         report.operations += len(done.replies)
         report.sequences += 1
         if self._coverage and session.events:
-            is_new = self._coverage.new(session.events.take(), accesses, done.replies) > 0
-            if is_new and not is_slow and crash is None:
+            lines = session.events.take()
+            is_slow = time.perf_counter() - begin > SLOW
+            gained = self._coverage.new(lines, accesses, done.replies)
+            if gained and not is_slow and crash is None:
                 self._corpus.add(accesses)
+            self._ways.came(way, gained, time.perf_counter() - begin + (self._start if crash else 0))
+            if crash is None and (loud := self._coverage.loud(lines)):
+                self._untold |= session.untell(loud)
             report.events, report.features = len(self._coverage.kinds), self._coverage.features
             report.corpus = len(self._corpus)
         return crash
@@ -199,7 +213,7 @@ class Hunt:
             report.clean += 1
             return None
         report.seen[crash.key] = report.seen.get(crash.key, 0) + 1
-        if lockstep and crash.key in self._at_once and crash.done:
+        if crash.key in self._at_once and crash.done:
             self._avoided.add(until(pieces[-1], crash.done)[-1])
         tries = report.unconfirmed.get(crash.key, 0)
         if crash.key in self.known or crash.key in report.crashes or tries >= TRIES:

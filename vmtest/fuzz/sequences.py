@@ -11,10 +11,11 @@ from random import Random
 
 from vmtest.devices.access import Access, Fill, In, Out, Read, Write
 from vmtest.devices.layout import Area, Pen
-from vmtest.devices.models import models
+from vmtest.devices.models import Model, models
 from vmtest.devices.target import Target
+from vmtest.fuzz.choice import Choice
 
-__all__ = ["Avoided", "Drawer"]
+__all__ = ["Avoided", "Drawer", "Way"]
 
 LENGTH = 24, 160
 """Operations of a sequence on registers, at least and at most."""
@@ -41,38 +42,46 @@ class _Register:
     size: int
 
 
+Way = tuple[type[Model] | None, tuple[Area, ...]]
+"""How a sequence is drawn: by a model, with the areas of its device; or by none, on an area and what is beside it."""
+
+
 class Drawer:
-    """Draws sequences for a target."""
+    """Draws sequences for a target. ``ways`` are those in which it does, with how often each is to be taken."""
 
     def __init__(self, target: Target, seed: int) -> None:
         self._target, self._seed = target, seed
-        self._models = models(target.areas)
         self._weights = list(accumulate(_weight(area) for area in target.areas))
+        known = models(target.areas)
         # Of a whole machine most areas are no model's: it has as much of the time as a few areas.
-        named = {area for _, areas in self._models for area in areas}
-        self._known = KNOWN * min(1.0, 4 * len(named) / len(target.areas))
+        named = {area for _, areas in known for area in areas}
+        share = KNOWN * min(1.0, 4 * len(named) / len(target.areas))
+        blind = (1 - share) / self._weights[-1]
+        self.ways: dict[Way, float] = {(None, (area,)): blind * _weight(area) for area in target.areas}
+        self.ways |= {(model, tuple(areas)): share / len(known) for model, areas in known}
+        self._choice = Choice(self.ways)
 
     def draw(self, number: int) -> list[Access]:
         """Sequence ``number``; a target's ``begin`` comes before it."""
         return self.sequence(Random(f"{self._seed} {number}"))
 
-    def sequence(self, random: Random) -> list[Access]:
-        """One that is drawn by ``random``."""
+    def sequence(self, random: Random, way: Way | None = None) -> list[Access]:
+        """One that is drawn by ``random``, in some way or in that one."""
         pen = Pen(random, self._target.arena, self._target.name)
+        model, areas = way or self._choice.one(random)
         if self._target.functions and pen.chance(MESSAGES):
             self._use_messages(pen)
-        if self._models and pen.chance(self._known):
-            model, areas = pen.one_of(self._models)
+        if model:
             model(pen, areas).run(*STEPS)
             return self._with_strays(pen)
-        areas = [self._area(pen) for _ in range(pen.count(1, AREAS))]
+        beside = [*areas, *(self._area(pen) for _ in range(pen.count(1, AREAS) - 1))]
         if pen.chance(NEIGHBOURS):
             hot = _neighbours(pen, areas[0])
         else:
-            hot = [self._register(pen, pen.one_of(areas)) for _ in range(pen.count(1, HOT))]
+            hot = [self._register(pen, pen.one_of(beside)) for _ in range(pen.count(1, HOT))]
         self._lay_out(pen)
         for _ in range(pen.count(*LENGTH)):
-            self._one(pen, hot, areas)
+            self._one(pen, hot, beside)
         return pen.accesses
 
     def _with_strays(self, pen: Pen) -> list[Access]:
