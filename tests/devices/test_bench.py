@@ -9,7 +9,21 @@ import psutil
 import pytest
 
 from vmtest.devices import session as sessions
-from vmtest.devices.access import ClockStep, Fill, Flush, In, Intercept, Load, Out, Read, Reset, Store, Write
+from vmtest.devices.access import (
+    ClockStep,
+    Csr,
+    Endianness,
+    Fill,
+    Flush,
+    In,
+    Intercept,
+    Load,
+    Out,
+    Read,
+    Reset,
+    Store,
+    Write,
+)
 from vmtest.devices.bench import Bench
 from vmtest.devices.session import Board, Session
 from vmtest.errors import HostError, QemuDied, UsageError
@@ -151,6 +165,48 @@ def test_a_hang_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         crash = session.run([In(0x80, 1)]).crash
         assert crash is not None
         assert (crash.kind, crash.signature) == ("hang", "no answer, and no work")
+
+
+def test_a_machine_that_is_stopped_is_told() -> None:
+    """Under KVM a CPU that leaves memory has the machine stopped, which QEMU survives: that is told too."""
+    board = Board(arguments=("-M", "q35", "-m", "64M", "-nodefaults"), accel="kvm")
+    vector, message = Store(4 * 2, bytes((0, 0, 0, 0xA0))), Write(0xFEE00000, 4 << 8, 4)  # of an NMI, and one
+    with Session(board, find_emulator("qemu-system-x86_64")) as session:
+        done = session.run((vector, message))
+        for _ in range(200):  # it happens in another thread, soon
+            done = done if done.crash else session.run((), settle=0.05)
+        crash = done.crash
+        assert crash is not None
+        assert (crash.kind, crash.signature) == ("internal-error", "KVM internal error. Suberror: 1")
+        assert session.process.returncode == -signal.SIGKILL
+
+
+def test_what_a_target_has_beside_registers() -> None:
+    """A target's byte order is told; a command that this QEMU has not is its refusal, and what it would take."""
+    for binary in ("qemu-system-x86_64", "qemu-system-riscv64"):
+        with Bench(binary=binary) as bench:
+            assert bench.session.ask(Endianness()) == b"little"
+            if binary.endswith("riscv64") and bench.qemu.version < (10,):
+                with pytest.raises(HostError, match="Unknown command"):
+                    bench.session.ask(Csr(0, 0x340))
+            elif binary.endswith("riscv64"):
+                assert bench.session.ask(Csr(0, 0x340, 0x1234)) == 0x1234
+
+
+def test_events_are_told_no_more() -> None:
+    """An event is switched off on a QEMU that runs, or from its start; what has no switch is not taken for one."""
+    accesses = Out(0xCF8, 0x8000FA04, 4), In(0xCFC, 2), Read(0, 1)
+    with Bench() as bench, Session(bench.board, bench.qemu, told=True) as session:
+        assert session.events is not None
+        session.run(accesses)
+        assert any(line.startswith(b"pci_cfg_read ") for line in session.events.take())
+        assert session.untell(["pci_cfg_read", "Invalid"]) == {"pci_cfg_read"}
+        session.run(accesses)
+        assert not any(line.startswith(b"pci_cfg_read ") for line in session.events.take())
+    with Session(bench.board, bench.qemu, told=True, untold={"pci_cfg_read"}) as session:
+        assert session.events is not None
+        session.run(accesses)
+        assert not any(line.startswith(b"pci_cfg_read ") for line in session.events.take())
 
 
 def test_resets_and_events() -> None:

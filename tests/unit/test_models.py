@@ -24,6 +24,7 @@ from vmtest.devices.layout import (
     zeros,
 )
 from vmtest.devices.models import Model, known, models
+from vmtest.devices.models.usb_devices import Device
 from vmtest.errors import UsageError
 
 ARENA = (0x100000, 0x40000)
@@ -59,6 +60,17 @@ def test_what_a_model_draws(model: type[Model]) -> None:
                 assert base <= access.address <= base + size - length, access
         assert _drawn(model, seed) == drawn
     assert kinds & {Write, Out}
+
+
+def test_what_hangs_on_a_usb_controller() -> None:
+    """Where what is worked on has a name of USB, it is mostly that which transfers are for; else it is anything."""
+
+    def endpoints(name: str) -> list[frozenset[int]]:
+        return [frozenset(Device(Pen(Random(seed), ARENA, name)).endpoints) for seed in range(200)]
+
+    assert endpoints("usb-hub,port=1").count(frozenset({0x81})) > 180
+    assert endpoints("usb-uas").count(frozenset({1, 0x82, 0x83, 4})) > 180
+    assert len(set(endpoints("qemu-xhci"))) > 10
 
 
 def test_models_are_found_by_their_regions() -> None:

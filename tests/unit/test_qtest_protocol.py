@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from vmtest.qemu.qtest import Interrupt, Qtest, QtestEnded
+from vmtest.errors import UsageError
+from vmtest.qemu.qtest import AT_ONCE, Interrupt, Qtest, QtestEnded
 
 
 def _talk(serve: Callable[[socket.socket], None], lines: list[bytes], *, goes_on: bool = False) -> tuple[Qtest, object]:
@@ -58,6 +59,30 @@ def test_neither_end_waits_for_the_other() -> None:
 
     _, replies = _talk(serve, [request] * number, goes_on=True)
     assert replies == [b"OK " + b"y" * 100] * number
+
+
+def test_an_error_of_who_makes_requests() -> None:
+    """What was sent before is answered, and the error raised: the next request has its own reply."""
+
+    def serve(sock: socket.socket) -> None:
+        with sock, sock.makefile("rwb") as file:
+            while line := file.readline():
+                file.write(b"OK " + line)
+                file.flush()
+
+    def lines() -> Iterator[bytes]:
+        yield from [b"first"] * AT_ONCE
+        raise UsageError("cannot be said")
+
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=serve, args=(theirs,))
+    thread.start()
+    found = Qtest(ours, patience=0.05, goes_on=lambda: True)
+    with pytest.raises(UsageError, match="cannot be said"):
+        found.run(lines())
+    assert found.run([b"next"]) == [b"OK next"]
+    found.close()
+    thread.join()
 
 
 def test_an_end_in_the_midst() -> None:

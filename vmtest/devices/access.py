@@ -14,31 +14,38 @@ from vmtest.errors import UsageError
 
 __all__ = [
     "FLUSH",
+    "MOST",
     "PORTS",
     "RESET",
     "SIZES",
+    "UNNAMED",
     "UNSAID",
     "Access",
     "ClockSet",
     "ClockStep",
+    "Csr",
+    "Endianness",
     "Fill",
     "Flush",
     "In",
     "Intercept",
     "Load",
+    "LoadModule",
     "Out",
     "Read",
     "Reset",
+    "Rtas",
     "SetLine",
     "Store",
     "Write",
     "encode",
-    "parse",
 ]
 
 PORTS = 1 << 16
 SIZES = {1: "b", 2: "w", 4: "l", 8: "q"}
 """Bytes of an access, and the letter for it; ports have no "q"."""
+UNNAMED = "unnamed-gpio-in"
+"""QEMU's word for input lines that have no name."""
 MOST = 1 << 24
 """Bytes that one operation may move: QEMU makes room for them all at once."""
 
@@ -123,6 +130,39 @@ class SetLine(NamedTuple):
     level: int
 
 
+class Endianness(NamedTuple):
+    """Ask which one the target has. Answered by ``b"little"`` or ``b"big"``."""
+
+
+class LoadModule(NamedTuple):
+    """Have QEMU load a module of its own, such as ``("hw-", "display-qxl")``."""
+
+    prefix: str
+    name: str
+
+
+class Rtas(NamedTuple):
+    """Call a service of the firmware of PAPR machines (hw/ppc/spapr_rtas.c). ``arguments`` and ``results`` are
+    addresses of so many words of 32 bits, big-endian, in memory. Answered by a status, 0 for success.
+    """
+
+    name: str
+    number_of_arguments: int
+    arguments: int
+    number_of_results: int
+    results: int
+
+
+class Csr(NamedTuple):
+    """Read a control and status register of a RISC-V hart, or with a ``value`` write it: since QEMU 10.0
+    (hw/riscv/riscv_hart.c), which aborts where there is no such register. Answered by what was read.
+    """
+
+    hart: int
+    register: int
+    value: int | None = None
+
+
 class Flush(NamedTuple):
     """Wait until all that was sent before is done, and QEMU's main loop has run: part of a reproducer that is sent as
     fast as QEMU takes it. Its line is a comment to others.
@@ -135,7 +175,11 @@ class Reset(NamedTuple):
     """
 
 
-Access = In | Out | Read | Write | Load | Store | Fill | ClockStep | ClockSet | Intercept | SetLine | Flush | Reset
+Registers = In | Out | Read | Write
+Memory = Load | Store | Fill
+Time = ClockStep | ClockSet
+Lines = Intercept | SetLine
+Access = Registers | Memory | Time | Lines | Endianness | LoadModule | Rtas | Csr | Flush | Reset
 UNSAID = Flush, Reset
 """What is no request of the protocol, and has no answer."""
 
@@ -228,7 +272,25 @@ def _line(access: SetLine) -> bytes:
     path, name, number, level = access
     if not (0 <= number < 1 << 31 and -(1 << 31) <= level < 1 << 31):
         raise _refuse(access, "numbers and levels are of 31 bits")
-    return f"set_irq_in {_word(access, path)} {_word(access, name or _UNNAMED)} {number} {level}".encode()
+    return f"set_irq_in {_word(access, path)} {_word(access, name or UNNAMED)} {number} {level}".encode()
+
+
+def _module(access: LoadModule) -> bytes:
+    return f"module_load {_word(access, access.prefix)} {_word(access, access.name)}".encode()
+
+
+def _rtas(access: Rtas) -> bytes:
+    name, given, arguments, taken, results = access
+    if not (0 <= given <= _WORDS and 0 <= taken <= _WORDS and 0 <= arguments <= _TOP and 0 <= results <= _TOP):
+        raise _refuse(access, f"it has up to {_WORDS} arguments and results, at addresses of 64 bits")
+    return f"rtas {_word(access, name)} {given} {arguments:#x} {taken} {results:#x}".encode()
+
+
+def _csr(access: Csr) -> bytes:
+    hart, register, value = access
+    if not (0 <= hart < 1 << 16 and 0 <= register < 1 << 12 and 0 <= (value or 0) <= _TOP):
+        raise _refuse(access, "registers have numbers of 12 bits, and values of 64")
+    return f"csr {'get' if value is None else 'set'}_csr {hart} {register:#x} {value or 0:#x}".encode()
 
 
 def _word(access: Access, text: str) -> str:
@@ -239,7 +301,7 @@ def _word(access: Access, text: str) -> str:
 
 _TOP = (1 << 64) - 1
 _LETTER = {size: ord(letter) for size, letter in SIZES.items()}
-_UNNAMED = "unnamed-gpio-in"
+_WORDS = 16
 _ENCODE: dict[type, Callable[[Any], bytes]] = {
     In: _in,
     Out: _out,
@@ -252,87 +314,10 @@ _ENCODE: dict[type, Callable[[Any], bytes]] = {
     ClockSet: _set,
     Intercept: _intercept,
     SetLine: _line,
+    Endianness: lambda access: b"endianness",
+    LoadModule: _module,
+    Rtas: _rtas,
+    Csr: _csr,
     Flush: lambda access: FLUSH.encode(),
     Reset: lambda access: RESET.encode(),
-}
-
-
-# -- out of lines ----------------------------------------------------------------------------------------------------
-
-
-def parse(line: str) -> Access:
-    """The operation that a line says. Raises UsageError for one that says none, or what QEMU would not take."""
-    if line.strip() in (FLUSH, RESET):
-        return Flush() if line.strip() == FLUSH else Reset()
-    words = line.split()
-    try:
-        access = _DECODE[words[0]](*words[1:])
-    except (KeyError, IndexError):
-        raise UsageError(
-            f"{line.strip()[:80]!r} is no operation of qtest", hint=f"known: {', '.join(_DECODE)}"
-        ) from None
-    except (TypeError, ValueError):
-        raise UsageError(f"{line.strip()[:80]!r}: its words are not those that {words[0]} takes") from None
-    encode(access)
-    return access
-
-
-def _number(text: str) -> int:
-    """As QEMU reads it: base 16 behind 0x, 8 behind 0, else 10."""
-    if re.fullmatch(r"0[0-7]+", text):
-        return int(text, 8)
-    return int(text, 0)
-
-
-def _written(address: str, length: str, data: str) -> Store:
-    if not data.startswith("0x"):
-        raise ValueError
-    # As QEMU does it: what is missing is zero, and what is too much is not taken.
-    size = _number(length)
-    if not 0 < size <= MOST:
-        raise ValueError
-    return Store(_number(address), bytes.fromhex(data[2:][: 2 * size].ljust(2 * size, "0")))
-
-
-def _decoded(address: str, length: str, data: str) -> Store:
-    import base64
-
-    size = _number(length)
-    return Store(_number(address), base64.b64decode(data, validate=True)[:size].ljust(size, b"\0"))
-
-
-def _of_ports(size: int) -> dict[str, Callable[..., Access]]:
-    return {
-        f"in{SIZES[size]}": lambda port: In(_number(port), size),
-        f"out{SIZES[size]}": lambda port, value: Out(_number(port), _number(value) % (1 << 8 * size), size),
-    }
-
-
-def _of_memory(size: int) -> dict[str, Callable[..., Access]]:
-    return {
-        f"read{SIZES[size]}": lambda address: Read(_number(address), size),
-        f"write{SIZES[size]}": lambda address, value: Write(_number(address), _number(value) % (1 << 8 * size), size),
-    }
-
-
-_DECODE: dict[str, Callable[..., Access]] = {
-    **_of_ports(1),
-    **_of_ports(2),
-    **_of_ports(4),
-    **_of_memory(1),
-    **_of_memory(2),
-    **_of_memory(4),
-    **_of_memory(8),
-    "read": lambda address, length: Load(_number(address), _number(length)),
-    "b64read": lambda address, length: Load(_number(address), _number(length)),
-    "write": _written,
-    "b64write": _decoded,
-    "memset": lambda address, length, byte: Fill(_number(address), _number(length), _number(byte) & 0xFF),
-    "clock_step": lambda ns=None: ClockStep(None if ns is None else _number(ns)),
-    "clock_set": lambda ns: ClockSet(_number(ns)),
-    "irq_intercept_in": lambda path: Intercept(path),
-    "irq_intercept_out": lambda path: Intercept(path, is_out=True),
-    "set_irq_in": lambda path, name, number, level: SetLine(
-        path, "" if name == _UNNAMED else name, _number(number), _number(level)
-    ),
 }

@@ -6,13 +6,13 @@ import re
 import signal
 from typing import NamedTuple
 
-__all__ = ["Crash", "crash"]
+__all__ = ["Crash", "crash", "internal_error"]
 
 
 class Crash(NamedTuple):
-    """``kind`` is "assertion", "abort", "signal", "hang", "memory", "sanitizer", "error" or "exit". ``signature`` says
-    what it was, ``words`` are QEMU's own. ``done`` is how many operations were answered before. ``where`` is the place
-    in QEMU's code, of this build, where that was looked at; "" where it was not.
+    """``kind`` is "assertion", "abort", "signal", "hang", "memory", "sanitizer", "error", "internal-error" or "exit".
+    ``signature`` says what it was, ``words`` are QEMU's own. ``done`` is how many operations were answered before.
+    ``where`` is the place in QEMU's code, of this build, where that was looked at; "" where it was not.
     """
 
     kind: str
@@ -66,6 +66,12 @@ def crash(exit_code: int, words: str, done: int) -> Crash:
         return Crash("exit", f"status {exit_code}", words, done)
     name = signal.Signals(-exit_code).name
     return Crash("abort" if name == "SIGABRT" else "signal", name, words, done)
+
+
+def internal_error(words: str) -> str:
+    """What QEMU says of a machine that it has stopped since it cannot go on, as far as it is the same each time."""
+    found = re.search(r"KVM internal error\. Suberror: \d+|KVM: entry failed, hardware error \w+", words)
+    return found[0] if found else "the machine was stopped"
 
 
 def _file(path: str) -> str:

@@ -25,9 +25,9 @@ from vmtest.devices.access import (
     Store,
     Write,
     encode,
-    parse,
 )
 from vmtest.devices.crash import Crash
+from vmtest.devices.lines import parse
 from vmtest.devices.session import Board, Session
 from vmtest.errors import UsageError
 from vmtest.host import Qemu

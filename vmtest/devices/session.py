@@ -8,15 +8,21 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from vmtest.closing import Closing
 from vmtest.deadline import Deadline
-from vmtest.devices.access import UNSAID, Access, ClockSet, ClockStep, In, Load, Read, Reset, encode
-from vmtest.devices.crash import Crash, crash
+from vmtest.devices.access import (
+    Access,
+    In,
+    Read,
+    encode,
+)
+from vmtest.devices.crash import Crash, crash, internal_error
 from vmtest.devices.events import Events
+from vmtest.devices.requests import pieces, values
 from vmtest.devices.tracer import Tracer
 from vmtest.errors import HostError, QemuDied, QmpError, UsageError
 from vmtest.host import Qemu
@@ -37,9 +43,6 @@ ANSWER = 20.0
 """Seconds for what QEMU does at once: an answer over QMP, its end."""
 MEMORY = 4 << 30
 """Bytes of address space that it may have, its guest's memory included: what asks for more is told as that."""
-STEP, LONGEST = 0.2, 1.0
-"""Seconds that pass for a step of the clock up to the next timer, and at most for one of a given length, where the
-build has no accelerator qtest."""
 HALTED = b"\xf4" * (64 << 10)
 """Firmware of an x86 machine whose CPU halts at its first instruction, with interrupts off: it costs nothing, and the
 machine is running, so that timers run."""
@@ -66,8 +69,8 @@ class Board:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What has come of operations: ``replies`` are a number of In and Read, bytes of Load, and None of the others, as
-    far as they were answered; ``crash`` is how QEMU ended, None where it lives.
+    """What has come of operations: ``replies`` are a number of In, Read, Rtas and Csr, bytes of Load and Endianness,
+    and None of the others, as far as they were answered; ``crash`` is how QEMU ended, None where it lives.
     """
 
     replies: Sequence[int | bytes | None]
@@ -100,6 +103,7 @@ class Session(Closing):
         self.events = Events(untold) if told else None
         self._silence = _Silence()
         self._changed, self._resets, self._has_ended = threading.Condition(), 0, False
+        self._has_stopped = threading.Event()
         pairs = {name: socket.socketpair() for name in ("qtest", "qmp")}
         try:
             with contextlib.ExitStack() as theirs:
@@ -170,9 +174,9 @@ class Session(Closing):
         """
         replies: list[bytes] = []
         try:
-            for piece in _pieces(accesses, lockstep, has_clock=self.accel == "qtest"):
+            for piece in pieces(accesses, lockstep, has_clock=self.accel == "qtest"):
                 if isinstance(piece, list):
-                    replies += self.qtest.run(piece)
+                    replies += self.qtest.run(map(encode, piece))
                 elif isinstance(piece, float):
                     self._let_pass(piece)
                     replies.append(b"OK")
@@ -182,7 +186,7 @@ class Session(Closing):
         except QtestEnded as ended:
             replies += ended.replies
             return Done(replies=self._values(accesses, replies), crash=self._end(len(replies), ended.is_silent))
-        return Done(replies=self._values(accesses, replies))
+        return Done(replies=self._values(accesses, replies), crash=self._stopped(len(replies)))
 
     def ask(self, access: Access) -> int | bytes | None:
         """One operation, and its answer. Raises QemuDied where it ends QEMU, and as ``run``."""
@@ -235,6 +239,8 @@ class Session(Closing):
             data = event.get("data", {})
             self._resets += event["event"] == "RESET" and data.get("reason") == "host-qmp-system-reset"
             self._changed.notify_all()
+        if event["event"] == "STOP":
+            self._has_stopped.set()
 
     def _goes_on(self) -> bool:
         """Whether a QEMU that is silent may still answer: it has not worked for long, nor slept for longer."""
@@ -267,26 +273,23 @@ class Session(Closing):
         where = self._tracer.where if self._tracer else ""
         return crash(code, self.process.stderr, done)._replace(where=where)
 
+    def _stopped(self, done: int) -> Crash | None:
+        """Whether it lives, but has stopped the machine as one that cannot go on (RunState in qapi/run-state.json)."""
+        if not self._has_stopped.is_set():
+            return None
+        self._has_stopped.clear()  # before it is asked: it may stop again
+        if self.qmp.execute("query-status")["status"] != "internal-error":
+            return None
+        words = self.process.stderr
+        self.process.kill()
+        return Crash("internal-error", internal_error(words), words, done)
+
     def _values(self, accesses: Sequence[Access], replies: Sequence[bytes]) -> list[int | bytes | None]:
-        said = (access for access in accesses if not isinstance(access, UNSAID))
-        values: list[int | bytes | None] = []
-        for access, reply in zip(said, replies, strict=False):
-            if not reply.startswith(b"OK"):
-                raise HostError(
-                    f"QEMU refuses {encode(access).decode()!r}: {reply.decode(errors='replace')}",
-                    hint="it needs the accelerator qtest, which this build may not have"
-                    if reply.startswith(b"FAIL Unknown command")
-                    else "",
-                    evidence=self.evidence(),
-                )
-            match access:
-                case In() | Read():
-                    values.append(int(reply[3:], 16))
-                case Load():
-                    values.append(bytes.fromhex(reply[5:].decode()))
-                case _:
-                    values.append(None)
-        return values
+        try:
+            return values(accesses, replies)
+        except HostError as error:
+            error.evidence.update(self.evidence())
+            raise
 
     def evidence(self) -> dict[str, str]:
         """What every error about this machine shows."""
@@ -326,26 +329,3 @@ class _Silence:
             self._seen, self._still = cpu_seconds, now
         self.used = cpu_seconds - self._begun
         return self.used < HANG and now - self._still < lost
-
-
-def _pieces(accesses: Sequence[Access], lockstep: bool, has_clock: bool) -> Iterator[list[bytes] | float | Reset]:
-    """Lines that are sent together; resets; and, where the clock cannot be told, seconds that are to pass."""
-    apart = {*UNSAID} if has_clock else {*UNSAID, ClockStep, ClockSet}
-    lines: list[bytes] = []
-    for access in accesses:
-        if type(access) not in apart:
-            if lockstep:
-                yield [encode(access)]
-            else:
-                lines.append(encode(access))
-            continue
-        if lines:
-            yield lines
-            lines = []
-        if isinstance(access, Reset):
-            yield access
-        elif isinstance(access, ClockStep | ClockSet):
-            ns = access.ns if isinstance(access, ClockStep) else None
-            yield STEP if ns is None else min(ns / 1e9, LONGEST)
-    if lines:
-        yield lines

@@ -8,13 +8,19 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
-__all__ = ["Interrupt", "Qtest", "QtestEnded"]
+from vmtest.errors import VmtestError
+
+__all__ = ["AT_ONCE", "Interrupt", "Qtest", "QtestEnded"]
 
 INTERRUPTS = 100_000
 """Of the interrupts that nobody has asked for the last ones are kept."""
+
+AT_ONCE = 1_000
+"""Requests that are made before they are sent."""
 
 
 class Interrupt(NamedTuple):
@@ -49,14 +55,22 @@ class Qtest:
         self.interrupts: deque[Interrupt] = deque(maxlen=INTERRUPTS)
         self.requests = 0
 
-    def run(self, lines: Sequence[bytes]) -> list[bytes]:
-        """Requests, without newlines, sent as fast as QEMU takes them, and their replies. Raises QtestEnded."""
+    def run(self, lines: Iterable[bytes]) -> list[bytes]:
+        """Requests, without newlines, sent as fast as QEMU takes them, and their replies. Raises QtestEnded.
+
+        QEMU works on the first ones while the next are made: where that raises an error they are done before it is.
+        """
         replies: list[bytes] = []
+        sent, rest = 0, iter(lines)
         try:
-            self._send(b"\n".join(lines) + b"\n", replies)
-            while len(replies) < len(lines):
-                self._wait()
-                self._receive(replies)
+            try:
+                while several := list(islice(rest, AT_ONCE)):
+                    self._send(b"\n".join(several) + b"\n", replies)
+                    sent += len(several)
+            except VmtestError:
+                self._take(sent, replies)
+                raise
+            self._take(sent, replies)
         except (BrokenPipeError, ConnectionResetError):
             self._take_the_rest(replies)
             raise QtestEnded(replies) from None
@@ -88,6 +102,12 @@ class Qtest:
                     self._poll.modify(self._sock, select.POLLIN)
                 if ready & select.POLLIN:
                     self._receive(replies)
+
+    def _take(self, number: int, replies: list[bytes]) -> None:
+        """Until there are so many."""
+        while len(replies) < number:
+            self._wait()
+            self._receive(replies)
 
     def _wait(self) -> int:
         while not (ready := self._poll.poll(1000 * self._patience)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -93,9 +94,10 @@ def _card(pen: Pen) -> list[Transfer]:
 
 class _Kind(NamedTuple):
     """Its ``endpoints`` by their addresses, each with its type; the requests of its class; a command over the others;
-    what its requests bring; which endpoints have streams.
+    what its requests bring; which endpoints have streams. ``names`` are those of QEMU's devices of this kind.
     """
 
+    names: str
     endpoints: Mapping[int, int]
     requests: Sequence[Struct]
     command: Callable[[Pen], list[Transfer]]
@@ -104,25 +106,35 @@ class _Kind(NamedTuple):
 
 
 KINDS = (
-    _Kind({0x81: INTERRUPT}, usb.HID, lambda pen: [_room(pen, 0x81, 8, 6, 4, 64)]),
-    *[_Kind({0x81: BULK, 2: BULK}, usb.STORAGE, _storage)] * 2,
-    _Kind({0x81: INTERRUPT}, usb.HUB, lambda pen: [_room(pen, 0x81, 1, 2)]),
-    _Kind({1: ISOCHRONOUS}, usb.AUDIO, lambda pen: [_room(pen, 1, 192, 192, 96, 576)] * pen.count(1, 4)),
-    _Kind({0x81: BULK, 2: BULK, 0x83: INTERRUPT}, usb.MTP, _mtp),
-    _Kind({0x81: INTERRUPT, 0x82: BULK, 2: BULK}, usb.NETWORK, _network, usb.RNDIS),
-    _Kind({0x81: BULK, 2: BULK}, usb.SERIAL, lambda pen: [_room(pen, 2, 1, 64, 200), _room(pen, 0x81, 64, 2)]),
-    _Kind({0x81: INTERRUPT, 0x82: BULK, 3: BULK}, usb.CARD, _card),
+    _Kind("kbd|mouse|tablet|wacom-tablet", {0x81: INTERRUPT}, usb.HID, lambda pen: [_room(pen, 0x81, 8, 6, 4, 64)]),
+    *[_Kind("storage|bot", {0x81: BULK, 2: BULK}, usb.STORAGE, _storage)] * 2,
+    _Kind("hub", {0x81: INTERRUPT}, usb.HUB, lambda pen: [_room(pen, 0x81, 1, 2)]),
+    _Kind("audio", {1: ISOCHRONOUS}, usb.AUDIO, lambda pen: [_room(pen, 1, 192, 192, 96, 576)] * pen.count(1, 4)),
+    _Kind("mtp", {0x81: BULK, 2: BULK, 0x83: INTERRUPT}, usb.MTP, _mtp),
+    _Kind("net", {0x81: INTERRUPT, 0x82: BULK, 2: BULK}, usb.NETWORK, _network, usb.RNDIS),
+    _Kind(
+        "serial|braille",
+        {0x81: BULK, 2: BULK},
+        usb.SERIAL,
+        lambda pen: [_room(pen, 2, 1, 64, 200), _room(pen, 0x81, 64, 2)],
+    ),
+    _Kind("ccid", {0x81: INTERRUPT, 0x82: BULK, 3: BULK}, usb.CARD, _card),
 )
-USB2 = _Kind({1: BULK, 0x82: BULK, 0x83: BULK, 4: BULK}, usb.STORAGE, _uas)
-USB3 = _Kind(USB2.endpoints, usb.STORAGE, _uas_streams, streams=frozenset({0x82, 0x83, 4}))
+USB2 = _Kind("uas", {1: BULK, 0x82: BULK, 0x83: BULK, 4: BULK}, usb.STORAGE, _uas)
+USB3 = _Kind(USB2.names, USB2.endpoints, usb.STORAGE, _uas_streams, streams=frozenset({0x82, 0x83, 4}))
 
 
 class Device:
-    """What is behind the controller, taken for one of two kinds at a time; ``fast`` where it has streams, as USB 3."""
+    """What is behind the controller: what is worked on, where that has a name of USB, and else one of two kinds at a
+    time; ``fast`` where it has streams, as USB 3.
+    """
 
     def __init__(self, pen: Pen, fast: bool = False) -> None:
         self.pen = pen
         kinds = (*KINDS, USB3 if fast else USB2)
+        named = [kind for kind in kinds if re.match(rf"usb-({kind.names})\b", pen.name)]
+        if named and pen.chance(0.95):
+            kinds = (named[0],)
         self.kinds = pen.one_of(kinds), pen.one_of(kinds)
         self.endpoints = {address: kind for one in self.kinds for address, kind in one.endpoints.items()}
         self.streams = self.kinds[0].streams | self.kinds[1].streams
