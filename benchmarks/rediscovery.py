@@ -52,6 +52,10 @@ class _Found(Exception):
     pass
 
 
+class _Over(Exception):
+    pass
+
+
 def seconds_to(known: Known, seed: int, limit: float) -> tuple[float, int] | None:
     """How long it took, and how many operations are left of it; None where it was not found."""
     found, qemu = target(known.device, binary=known.binary, machine=known.machine, arguments=known.arguments)
@@ -62,11 +66,15 @@ def seconds_to(known: Known, seed: int, limit: float) -> tuple[float, int] | Non
         if made and known.says in f"{made.signature} {made.title}" and len(made.accesses) <= LARGEST:
             last.append(made)
             raise _Found
+        if time.monotonic() - begin > limit:  # what is made smaller then comes too late
+            raise _Over
 
     try:
         Hunt(found, qemu, seed).run(seconds=limit, told=told)
     except _Found:
         return time.monotonic() - begin, len(last[0].accesses)
+    except _Over:
+        pass
     return None
 
 

@@ -50,11 +50,11 @@ class Confirmer:
         """The crash, by the last pieces of what QEMU was told, as few as do; ``kind`` is what it is. None where it does
         not come again, or comes to one that is ``known``.
         """
-        lost = _lost(kind)
+        lost, settle = _lost(kind), 0.0 if kind == "hang" else SETTLE
         for last in (*LAST, len(pieces)):
             accesses = [*self._target.begin, *(access for piece in pieces[-last:] for access in piece)]
             for lockstep in (True, False):
-                crash = self._ends(accesses, lockstep, SETTLE, lost)
+                crash = self._ends(accesses, lockstep, settle, lost)
                 if crash and not crash.is_clean and crash.key not in known:
                     lockstep, accesses = self._mode(accesses, lockstep, crash)
                     return self._found(accesses, lockstep, crash)
@@ -81,6 +81,8 @@ class Confirmer:
 
     def _mode(self, accesses: list[Access], lockstep: bool, crash: Crash) -> tuple[bool, list[Access]]:
         """The mode in which it comes most often, in lockstep where that is as good, and the operations for that."""
+        if crash.kind == "hang":
+            return lockstep, accesses  # that takes too long
         best = 0, lockstep, accesses
         # What is left out of the flushed ones does not shift any more what QEMU takes at once.
         for mode, several in ((True, accesses), (False, _flushed(accesses)), (False, accesses)):

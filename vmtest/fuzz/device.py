@@ -33,8 +33,8 @@ PATIENCE = 0.5
 """Seconds after which a QEMU that does nothing is given up: that it hangs is seen where it is confirmed."""
 SHARE = 0.5
 """How much of the time may go to making crashes smaller: what is left of it is done later."""
-FIRST = 4.0
-"""Seconds that each has at once."""
+FIRST, TURN = 4.0, 10.0
+"""Seconds that each has at once, and at most when it is its turn again."""
 LAST = 30.0
 """Seconds that each has when the time is over."""
 TRIES = 3
@@ -92,7 +92,8 @@ class Hunt:
         self._untold = set[str]()
         self._look = Load(target.arena[0], 1)
         self._at_once: set[str] = set()
-        self._unfinished: dict[str, Found] = {}
+        # What is not as small as it gets. A hang takes long to look into: that is for the end.
+        self._soon, self._late = dict[str, Found](), dict[str, Found]()
         self.known: set[str] = set()
         self.report = Report(target=target, seed=seed)
 
@@ -113,10 +114,11 @@ class Hunt:
             made = self._life(numbers, next(lives) % LOCKSTEP == 0, goes_on)
             goes_on()
             told(self.report, made)
-            if self._unfinished and (made or self._allowed() > FIRST):
-                told(self.report, self._smaller(max(FIRST, self._allowed())))
-        for _ in range(len(self._unfinished)):
-            told(self.report, self._smaller(LAST))
+            if self._soon and (made or self._allowed() > FIRST):
+                told(self.report, self._smaller(self._soon, max(FIRST, min(TURN, self._allowed()))))
+        for several in (self._soon, self._late):
+            for _ in range(len(several)):
+                told(self.report, self._smaller(several, LAST))
         goes_on()
         return self.report
 
@@ -124,14 +126,16 @@ class Hunt:
         """Seconds that may go to making crashes smaller now."""
         return SHARE * self.report.seconds - self.report.shrinking
 
-    def _smaller(self, seconds: float) -> Reproducer:
-        """The last one of those crashes that are not as small as they get."""
-        key, found = self._unfinished.popitem()
+    def _smaller(self, several: dict[str, Found], seconds: float) -> Reproducer:
+        """The last one of several crashes that are not as small as they get."""
+        key, found = several.popitem()
         with self._doing(f"making smaller: {key}"):
             found = self._confirmer.smaller(found, seconds=seconds)
         made = self.report.crashes[key] = found.reproducer
         if not found.is_smallest:
-            self._unfinished = {key: found, **self._unfinished}  # the others first
+            others = dict(several)
+            several.clear()
+            several.update({key: found, **others})  # these first
         if [one for one in made.accesses if one not in self._target.begin] == [made.accesses[-1]]:
             self._at_once.add(key)
             self._avoided.add(made.accesses[-1])
@@ -227,5 +231,5 @@ class Hunt:
         report.unconfirmed.pop(key, None)
         report.crashes[key] = found.reproducer
         if self._is_shrinking:
-            self._unfinished[key] = found
+            (self._late if found.crash.kind == "hang" else self._soon)[key] = found
         return found.reproducer
