@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from vmtest.closing import Closing
 from vmtest.devices.access import UNSAID, Access, Fill, Flush, Reset, encode
 from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import SETTLE, Reproducer
-from vmtest.devices.session import LOST, Board, Session
+from vmtest.devices.session import LOST, Session
 from vmtest.devices.target import Target
 from vmtest.fuzz.shrink import shrink
 from vmtest.host import Qemu
@@ -33,11 +34,17 @@ LAST = (1, 2, 8, 32)
 
 
 class Found(NamedTuple):
-    """A crash that came again, and what it comes by; ``is_smallest`` where there was nothing more to be tried."""
+    """A crash that came again, and what it comes by; ``is_smallest`` where there was nothing more to be tried. Once it
+    was looked at, ``is_steady`` says whether it comes each time, and ``settle`` how many seconds behind the last
+    operation it may come; the last few operations were tried where it ``is_cut``.
+    """
 
     crash: Crash
     reproducer: Reproducer
-    is_smallest: bool
+    is_smallest: bool = False
+    is_steady: bool | None = None
+    settle: float = 0.0
+    is_cut: bool = False
 
 
 class Confirmer:
@@ -77,7 +84,7 @@ class Confirmer:
             source=self._source,
             seen={version: crash.key},
         )
-        return Found(crash, made, is_smallest=False)
+        return Found(crash, made)
 
     def _mode(self, accesses: list[Access], lockstep: bool, crash: Crash) -> tuple[bool, list[Access]]:
         """The mode in which it comes most often, in lockstep where that is as good, and the operations for that."""
@@ -97,15 +104,16 @@ class Confirmer:
         ends = [self._ends(accesses, lockstep, SETTLE, _lost(crash.kind)) for _ in range(TIMES)]
         return [found.done for found in ends if found is not None and found.key == crash.key]
 
-    def _comes(
-        self, accesses: Sequence[Access], lockstep: bool, crash: Crash, settle: float, lost: float, times: int = 1
-    ) -> bool:
-        ends = (self._ends(accesses, lockstep, settle, lost) for _ in range(times))
-        return any(found is not None and found.key == crash.key for found in ends)
+    def _comes(self, accesses: Sequence[Access], lockstep: bool, crash: Crash, settle: float, lost: float) -> bool:
+        ended = self._ends(accesses, lockstep, settle, lost)
+        return ended is not None and ended.key == crash.key
 
     def _ends(self, accesses: Sequence[Access], lockstep: bool, settle: float, lost: float = LOST) -> Crash | None:
-        with Session(self._target.board, self._qemu, traced=True, lost=lost) as session:
+        with self._session(lost) as session:
             return session.run(accesses, lockstep=lockstep, settle=settle).crash
+
+    def _session(self, lost: float) -> Session:
+        return Session(self._target.board, self._qemu, traced=True, lost=lost)
 
     def _waited(self, accesses: Sequence[Access], lockstep: bool, lost: float) -> float:
         """Seconds from the first operation to the end."""
@@ -116,35 +124,46 @@ class Confirmer:
 
     def smaller(self, found: Found, *, seconds: float) -> Found:
         """The same, as small as so many seconds allow. What does not come any more stays as it is."""
-        crash, lockstep, accesses = found.crash, found.reproducer.lockstep, found.reproducer.accesses
-        settle, lost, misled = 0.0, _lost(crash.kind), 0
-        afresh = Reset(), Fill(*self._target.arena, 0)
-        done = self._tries(accesses, lockstep, crash)
-        if not done:
-            return found._replace(is_smallest=True)
-        is_steady = len(done) == TIMES
+        found = found if found.is_steady is not None else self._looked_at(found)
+        if found.is_smallest:
+            return found
+        crash, lockstep, settle, lost = found.crash, found.reproducer.lockstep, found.settle, _lost(found.crash.kind)
+        afresh, misled = (Reset(), Fill(*self._target.arena, 0)), 0
 
         def same(candidate: Sequence[Access]) -> bool:
             # Most do not, which one that is reset tells sooner; what does is seen on one that was just started.
             nonlocal misled
             if misled < MISLED and not warm.ends((*afresh, *candidate), lockstep, settle):
                 return False
-            is_so = self._comes(candidate, lockstep, crash, settle, lost, 1 if is_steady else TIMES)
-            misled += not is_so
             # Once more: what comes each time is to come each time when it is small.
-            return is_so and (not is_steady or self._comes(candidate, lockstep, crash, settle, lost))
+            ends = (spare.ends(candidate, lockstep, settle) for _ in range(2 if found.is_steady else TIMES))
+            is_so = (all if found.is_steady else any)(ended == crash.key for ended in ends)
+            misled += not is_so
+            return is_so
 
-        shorter = until(accesses, done[0])
-        if is_steady and len(set(done)) == 1 and self._comes(shorter, lockstep, crash, settle, lost):
-            accesses = shorter  # what comes later does nothing for it
-        else:  # it is a timer's doing, or the main loop's: some time later
-            settle = min(SETTLE, SOON + 1.5 * self._waited(accesses, lockstep, lost))
-        with _Warm(self._target.board, self._qemu, lost) as warm:
-            small, is_smallest = shrink(accesses, same, seconds=seconds, begin=len(self._target.begin))
-        if crash.kind == "hang" and not self._comes(small, lockstep, crash, SETTLE, LOST):
+        with _Spare(lambda: self._session(lost)) as spare, _Warm(spare) as warm:
+            begin = len(self._target.begin)
+            small = shrink(found.reproducer.accesses, same, seconds=seconds, begin=begin, is_cut=found.is_cut)
+        if crash.kind == "hang" and not self._comes(small.accesses, lockstep, crash, SETTLE, LOST):
             return found._replace(is_smallest=True)  # it was slow, and no more
-        made = replace(found.reproducer, accesses=tuple(small))
-        return found._replace(reproducer=made, is_smallest=is_smallest)
+        made = replace(found.reproducer, accesses=tuple(small.accesses))
+        return found._replace(reproducer=made, is_cut=small.is_cut, is_smallest=small.is_smallest)
+
+    def _looked_at(self, found: Found) -> Found:
+        """With whether it comes each time, and when; without what is done behind it."""
+        crash, lockstep, accesses = found.crash, found.reproducer.lockstep, found.reproducer.accesses
+        lost = _lost(crash.kind)
+        done = self._tries(accesses, lockstep, crash)
+        if not done:
+            return found._replace(is_smallest=True)
+        is_steady = len(done) == TIMES
+        shorter = until(accesses, done[0])
+        if is_steady and len(set(done)) == 1 and self._comes(shorter, lockstep, crash, 0.0, lost):
+            made = replace(found.reproducer, accesses=tuple(shorter))  # what comes later does nothing for it
+            return found._replace(reproducer=made, is_steady=True)
+        # It is a timer's doing, or the main loop's: some time later.
+        settle = min(SETTLE, SOON + 1.5 * self._waited(accesses, lockstep, lost))
+        return found._replace(is_steady=is_steady, settle=settle)
 
 
 def _lost(kind: str) -> float:
@@ -165,17 +184,43 @@ def _flushed(accesses: Sequence[Access]) -> list[Access]:
     return found
 
 
+class _Spare(Closing):
+    """Has a QEMU started while another one is at work: with a CPU to spare that costs no time."""
+
+    def __init__(self, start: Callable[[], Session]) -> None:
+        self._start = start
+        self._starter = ThreadPoolExecutor(1)
+        self._next = self._starter.submit(start)
+
+    def take(self) -> Session:
+        """One that was just started."""
+        taken, self._next = self._next, self._starter.submit(self._start)
+        return taken.result()
+
+    def ends(self, accesses: Sequence[Access], lockstep: bool, settle: float) -> str | None:
+        """The key of the crash that one ends by; None where it lives."""
+        with self.take() as session:
+            crash = session.run(accesses, lockstep=lockstep, settle=settle).crash
+        return crash and crash.key
+
+    def close(self) -> None:
+        """End it."""
+        self._starter.shutdown()
+        if self._next.exception() is None:
+            self._next.result().close()
+
+
 class _Warm(Closing):
     """A QEMU that goes on from one try to the next, as long as it lives."""
 
-    def __init__(self, board: Board, qemu: Qemu, lost: float) -> None:
-        self._board, self._qemu, self._lost = board, qemu, lost
+    def __init__(self, spare: _Spare) -> None:
+        self._spare = spare
         self._session: Session | None = None
 
     def ends(self, accesses: Sequence[Access], lockstep: bool, settle: float) -> bool:
         """Whether it ends by these."""
         if self._session is None:
-            self._session = Session(self._board, self._qemu, lost=self._lost)
+            self._session = self._spare.take()
         if self._session.run(accesses, lockstep=lockstep, settle=settle).crash is None:
             return False
         self.close()

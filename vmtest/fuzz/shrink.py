@@ -20,27 +20,30 @@ Same = Callable[[Sequence[Access]], bool]
 
 
 class Shrunk(NamedTuple):
-    """The ``accesses`` that are left; ``is_smallest`` where there was nothing more to be tried."""
+    """The ``accesses`` that are left; ``is_cut`` where the last few were tried; ``is_smallest`` where all was."""
 
     accesses: Sequence[Access]
+    is_cut: bool
     is_smallest: bool
 
 
-def shrink(accesses: Sequence[Access], same: Same, *, seconds: float, begin: int = 0) -> Shrunk:
+def shrink(accesses: Sequence[Access], same: Same, *, seconds: float, begin: int = 0, is_cut: bool = False) -> Shrunk:
     """The fewest operations, with the simplest values, that were found in so many seconds. The first ones, ``begin`` of
-    them, are likely to be needed: with these the last few are tried before anything else.
+    them, are likely to be needed: with these the last few are tried before anything else, where it ``is_cut`` not yet.
     """
     until = time.monotonic() + seconds
 
     def tried(candidate: Sequence[Access]) -> bool:
         return time.monotonic() < until and same(candidate)
 
-    found, before = _last(list(accesses), begin, tried), None
+    found, before = list(accesses), None
+    if not is_cut:
+        found, is_cut = _last(found, begin, tried), time.monotonic() < until
     while found != before:
         before = found
         found = _merged(_fewer(found, tried), tried)
         found = _simpler(found, tried)
-    return Shrunk(found, time.monotonic() < until)
+    return Shrunk(found, is_cut, time.monotonic() < until)
 
 
 def _last(accesses: list[Access], begin: int, same: Same) -> list[Access]:
@@ -49,7 +52,7 @@ def _last(accesses: list[Access], begin: int, same: Same) -> list[Access]:
     while begin + few < len(accesses):
         if same(less := accesses[:begin] + accesses[-few:]):
             return less
-        few *= 2
+        few *= 4
     return accesses
 
 

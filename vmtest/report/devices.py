@@ -36,7 +36,8 @@ def noted(report: Report) -> str:
     rate = report.operations * report.jobs / max(spent, 0.001)
     words = [f"{report.operations:,} operations", f"{rate:,.0f}/s", f"{report.sequences:,} sequences"]
     words += [f"{report.resets:,} resets", f"{report.events} kinds of events", f"{report.corpus:,} sequences kept"]
-    words += [f"{len(report.crashes)} crashes", f"{report.ends} ends of QEMU"]
+    crashes = len(report.crashes)
+    words += [f"{crashes} crash{'' if crashes == 1 else 'es'}", f"{report.ends} ends of QEMU"]
     return ", ".join([*words, f"{report.seconds:.0f} s", *filter(None, [report.doing])])
 
 
