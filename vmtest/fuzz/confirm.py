@@ -25,8 +25,9 @@ TIMES = 3
 """Tries by which it is told whether a crash comes each time; one that does not is tried so often as well."""
 AT_ONCE = 1024
 """Bytes of requests that QEMU takes before its main loop goes on."""
-MISLED = 8
-"""So often a QEMU that is reset may end where one that was just started does not: then it is asked no more."""
+MISLED = 8, 0.4
+"""So often, and in so much of all tries, a QEMU that is reset may end where one that was just started does not: then it
+is asked no more, which would take longer."""
 SOON_LOST = 0.5
 """Seconds after which a QEMU that does nothing is given up while its hang is made smaller."""
 LAST = (1, 2, 8, 32)
@@ -128,12 +129,14 @@ class Confirmer:
         if found.is_smallest:
             return found
         crash, lockstep, settle, lost = found.crash, found.reproducer.lockstep, found.settle, _lost(found.crash.kind)
-        afresh, misled = (Reset(), Fill(*self._target.arena, 0)), 0
+        afresh, misled, tries = (Reset(), Fill(*self._target.arena, 0)), 0, 0
 
         def same(candidate: Sequence[Access]) -> bool:
             # Most do not, which one that is reset tells sooner; what does is seen on one that was just started.
-            nonlocal misled
-            if misled < MISLED and not warm.ends((*afresh, *candidate), lockstep, settle):
+            nonlocal misled, tries
+            tries += 1
+            is_asked = misled < max(MISLED[0], MISLED[1] * tries)
+            if is_asked and not warm.ends((*afresh, *candidate), lockstep, settle):
                 return False
             # Once more: what comes each time is to come each time when it is small.
             ends = (spare.ends(candidate, lockstep, settle) for _ in range(2 if found.is_steady else TIMES))
