@@ -61,8 +61,8 @@ def run(device: str, options: argparse.Namespace) -> list[dict[str, object]]:
     findings.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     common = {"qemu": version, "device": device, "seconds": options.seconds}
-    if done.returncode not in (0, 1):
-        return [{**common, "signature": done.stderr.strip().splitlines()[0] if done.stderr else "no word"}]
+    if done.returncode not in (0, 1):  # 1 says that there are crashes; of what failed nothing is written down
+        raise SystemExit(f"{device}: exit status {done.returncode}\n{done.stderr}")
     end = json.loads(done.stdout.splitlines()[-1])
     common |= {"operations": end["operations"], "ends": end["ends"]}
     seen = {crash["signature"]: crash["seen"] for crash in end["crashes"]}

@@ -175,11 +175,10 @@ class Reset(NamedTuple):
     """
 
 
-Registers = In | Out | Read | Write
-Memory = Load | Store | Fill
-Time = ClockStep | ClockSet
-Lines = Intercept | SetLine
-Access = Registers | Memory | Time | Lines | Endianness | LoadModule | Rtas | Csr | Flush | Reset
+Access = (
+    In | Out | Read | Write | Load | Store | Fill | ClockStep | ClockSet | Intercept | SetLine
+    | Endianness | LoadModule | Rtas | Csr | Flush | Reset
+)  # fmt: skip
 UNSAID = Flush, Reset
 """What is no request of the protocol, and has no answer."""
 

@@ -43,10 +43,10 @@ class Choice(Generic[Way]):
             self._seconds[way] /= 2
         self._times += 1
         if self._times % AGAIN == 0:
-            self._sums = list(accumulate(self._weight(way) for way in self._ways))
+            every = (sum(self._gained.values()) + 1) / (sum(self._seconds.values()) + 0.01)
+            self._sums = list(accumulate(self._weight(way, every) for way in self._ways))
 
-    def _weight(self, way: Way) -> float:
-        every = (sum(self._gained.values()) + 1) / (sum(self._seconds.values()) + 0.01)
-        # One that was hardly tried is taken for as good as all others.
+    def _weight(self, way: Way, every: float) -> float:
+        """``every`` is what comes of all of them in a second: one that was hardly tried is taken for as good."""
         rate = (self._gained[way] + 0.1 * every) / (self._seconds[way] + 0.1)
         return self._weights[way] * (rate / every + LEAST)

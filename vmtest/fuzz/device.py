@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,14 +94,13 @@ class Hunt:
         self._look = Load(target.arena[0], 1)
         self._at_once: set[str] = set()
         # What is not as small as it gets. A hang takes long to look into: that is for the end.
-        self._soon, self._late = dict[str, Found](), dict[str, Found]()
+        self._soon, self._late = OrderedDict[str, Found](), OrderedDict[str, Found]()
         self.known: set[str] = set()
         self.report = Report(target=target, seed=seed)
 
     def run(self, *, seconds: float, told: Callable[[Report, Reproducer | None], None]) -> Report:
         """Go on for so many seconds, and until what was found is small. ``told`` is called now and then, with each
-        crash that is new, and again where it
-        has become smaller.
+        crash that is new, and again where it has become smaller.
         """
         self._told = told
         begin = time.monotonic()
@@ -126,16 +126,15 @@ class Hunt:
         """Seconds that may go to making crashes smaller now."""
         return SHARE * self.report.seconds - self.report.shrinking
 
-    def _smaller(self, several: dict[str, Found], seconds: float) -> Reproducer:
+    def _smaller(self, several: OrderedDict[str, Found], seconds: float) -> Reproducer:
         """The last one of several crashes that are not as small as they get."""
         key, found = several.popitem()
         with self._doing(f"making smaller: {key}"):
             found = self._confirmer.smaller(found, seconds=seconds)
         made = self.report.crashes[key] = found.reproducer
         if not found.is_smallest:
-            others = dict(several)
-            several.clear()
-            several.update({key: found, **others})  # these first
+            several[key] = found
+            several.move_to_end(key, last=False)  # the others first
         if [one for one in made.accesses if one not in self._target.begin] == [made.accesses[-1]]:
             self._at_once.add(key)
             self._avoided.add(made.accesses[-1])
