@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from vmtest.devices.access import Access, Flush, Out, Read, Store, Write, encode
 from vmtest.devices.layout import Area
@@ -10,7 +11,7 @@ from vmtest.devices.pci import Function
 from vmtest.devices.session import Board
 from vmtest.devices.target import Target
 from vmtest.fuzz.sequences import Avoided, Drawer
-from vmtest.fuzz.shrink import shrink
+from vmtest.fuzz.shrink import Shrinking
 
 AREAS = (
     Area(name="a", address=0xE0000000, size=0x1000),
@@ -78,11 +79,55 @@ def test_fewest_and_simplest() -> None:
         memory = any(isinstance(one, Store) and b"\5" in one.data for one in several)
         return register and memory and any(isinstance(one, Out) for one in several)
 
-    small, _, is_smallest = shrink(accesses, same, seconds=60)
-    assert is_smallest
-    assert small == [Write(0x10, 8, 4), Store(0x1004, b"\5"), Out(0x80, 0, 1)]
-    assert shrink(small, same, seconds=60) == (small, True, True)
-    assert shrink(accesses, same, seconds=0) == (accesses, False, False)
+    small = [Write(0x10, 8, 4), Store(0x1004, b"\5"), Out(0x80, 0, 1)]
+    assert smallest(accesses, same) == small
+    assert smallest(small, same) == small
+
+
+def smallest(accesses: list[Access], same: Callable[[Sequence[Access]], bool], begin: int = 0) -> Sequence[Access]:
+    """What is left when all was tried."""
+    shrinking = Shrinking(accesses, begin)
+    shrinking.go_on(same, seconds=60)
+    assert shrinking.is_over
+    return shrinking.accesses
+
+
+def test_shrinking_goes_on_where_it_was() -> None:
+    """What was broken off comes to the same, and nothing is tried twice for that."""
+    accesses: list[Access] = [Write(8 * number, 3, 4) for number in range(40)]
+    tried: list[Sequence[Access]] = []
+
+    def same(several: Sequence[Access]) -> bool:
+        tried.append(several)
+        return {accesses[7], accesses[30]} <= set(several)
+
+    at_once = smallest(accesses, same), tried[:]
+    tried.clear()
+    shrinking = Shrinking(accesses)
+    while not shrinking.is_over:
+        before = len(tried)
+
+        def once(several: Sequence[Access], before: int = before) -> bool:
+            if len(tried) > before:
+                raise TimeoutError
+            return same(several)
+
+        with suppress(TimeoutError):
+            shrinking.go_on(once, seconds=60)
+    assert (shrinking.accesses, tried) == at_once
+
+
+def test_what_does_nothing_together_is_left_out_together() -> None:
+    """Two that are far apart, and of which neither can be left out alone, are both left out."""
+    on, off = Write(0x10, 1, 4), Write(0x10, 0, 4)
+    accesses: list[Access] = [Out(0x80, 1, 1), on, Out(0x84, 1, 1), Out(0x88, 1, 1), off, Out(0x8C, 1, 1)]
+    ports = [one for one in accesses if isinstance(one, Out)]
+
+    def same(several: Sequence[Access]) -> bool:
+        switched = [one for one in several if isinstance(one, Write)]
+        return [one for one in several if isinstance(one, Out)] == ports and switched in ([], [on, off])
+
+    assert smallest(accesses, same) == ports
 
 
 def test_what_is_stored_side_by_side_is_stored_at_once() -> None:
@@ -96,8 +141,10 @@ def test_what_is_stored_side_by_side_is_stored_at_once() -> None:
             found |= {one.address + index: octet for index, octet in enumerate(one.data)}
         return {address: octet for address, octet in found.items() if octet}
 
-    small, *_ = shrink(stores, lambda several: memory(several) == memory(stores), seconds=60)
-    assert small == [Store(0x100, b"\1\2\5\0\0\0\0\0\4"), Store(0x1000, b"\6")]
+    assert smallest(stores, lambda several: memory(several) == memory(stores)) == [
+        Store(0x100, b"\1\2\5\0\0\0\0\0\4"),
+        Store(0x1000, b"\6"),
+    ]
 
 
 def test_the_last_ones_come_first() -> None:
@@ -110,7 +157,7 @@ def test_the_last_ones_come_first() -> None:
         tries += 1
         return several[0] == accesses[0] and several[-1] == accesses[-1]
 
-    assert shrink(accesses, same, seconds=60, begin=1).accesses[1] == accesses[-1]
+    assert smallest(accesses, same, begin=1)[1] == accesses[-1]
     assert tries < 20
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +15,7 @@ from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import SETTLE, Reproducer
 from vmtest.devices.session import LOST, Session
 from vmtest.devices.target import Target
-from vmtest.fuzz.shrink import shrink
+from vmtest.fuzz.shrink import Shrinking
 from vmtest.host import Qemu
 
 __all__ = ["Confirmer", "Found", "until"]
@@ -30,14 +31,17 @@ MISLED = 8, 0.4
 is asked no more, which would take longer."""
 SOON_LOST = 0.5
 """Seconds after which a QEMU that does nothing is given up while its hang is made smaller."""
+SPARE = 2
+"""QEMUs that are started meanwhile."""
 LAST = (1, 2, 8, 32)
 """So many of the last pieces are tried, and then all."""
 
 
 class Found(NamedTuple):
-    """A crash that came again, and what it comes by; ``is_smallest`` where there was nothing more to be tried. Once it
+    """A crash that came again, and what it comes by; ``is_smallest`` where there is nothing more to be tried. Once it
     was looked at, ``is_steady`` says whether it comes each time, and ``settle`` how many seconds behind the last
-    operation it may come; the last few operations were tried where it ``is_cut``.
+    operation it may come. ``shrinking`` is where its being made smaller has come to, and ``checks`` how often what
+    comes each time is seen to come by fewer operations.
     """
 
     crash: Crash
@@ -45,7 +49,8 @@ class Found(NamedTuple):
     is_smallest: bool = False
     is_steady: bool | None = None
     settle: float = 0.0
-    is_cut: bool = False
+    shrinking: Shrinking | None = None
+    checks: int = 1
 
 
 class Confirmer:
@@ -109,6 +114,10 @@ class Confirmer:
         ended = self._ends(accesses, lockstep, settle, lost)
         return ended is not None and ended.key == crash.key
 
+    def _comes_each_time(self, accesses: Sequence[Access], lockstep: bool, crash: Crash, lost: float) -> bool:
+        """With no time behind it."""
+        return all(self._comes(accesses, lockstep, crash, 0.0, lost) for _ in range(TIMES))
+
     def _ends(self, accesses: Sequence[Access], lockstep: bool, settle: float, lost: float = LOST) -> Crash | None:
         with self._session(lost) as session:
             return session.run(accesses, lockstep=lockstep, settle=settle).crash
@@ -129,28 +138,36 @@ class Confirmer:
         if found.is_smallest:
             return found
         crash, lockstep, settle, lost = found.crash, found.reproducer.lockstep, found.settle, _lost(found.crash.kind)
-        afresh, misled, tries = (Reset(), Fill(*self._target.arena, 0)), 0, 0
+        misled, tries = 0, 0
 
         def same(candidate: Sequence[Access]) -> bool:
             # Most do not, which one that is reset tells sooner; what does is seen on one that was just started.
             nonlocal misled, tries
             tries += 1
-            is_asked = misled < max(MISLED[0], MISLED[1] * tries)
-            if is_asked and not warm.ends((*afresh, *candidate), lockstep, settle):
-                return False
-            # Once more: what comes each time is to come each time when it is small.
-            ends = (spare.ends(candidate, lockstep, settle) for _ in range(2 if found.is_steady else TIMES))
-            is_so = (all if found.is_steady else any)(ended == crash.key for ended in ends)
+            checks = found.checks if found.is_steady else TIMES
+            if misled < max(MISLED[0], MISLED[1] * tries):
+                ended, is_new = warm.ends(candidate, lockstep, settle)
+                if ended is None:
+                    return False
+                checks -= is_new and ended == crash.key
+            ends = (spare.ends(candidate, lockstep, settle) for _ in range(checks))
+            is_so = not checks or (all if found.is_steady else any)(ended == crash.key for ended in ends)
             misled += not is_so
             return is_so
 
-        with _Spare(lambda: self._session(lost)) as spare, _Warm(spare) as warm:
-            begin = len(self._target.begin)
-            small = shrink(found.reproducer.accesses, same, seconds=seconds, begin=begin, is_cut=found.is_cut)
-        if crash.kind == "hang" and not self._comes(small.accesses, lockstep, crash, SETTLE, LOST):
+        shrinking = found.shrinking or Shrinking(found.reproducer.accesses, len(self._target.begin))
+        with _Spare(lambda: self._session(lost)) as spare, _Warm(spare, self._target.arena) as warm:
+            shrinking.go_on(same, seconds=seconds)
+            small = shrinking.accesses
+            if found.is_steady and not all(
+                spare.ends(small, lockstep, settle) == crash.key for _ in range(TIMES - found.checks)
+            ):
+                # It comes by chance, or a little later: more time, and each is to be seen more often.
+                return found._replace(checks=found.checks + 1, settle=max(settle, SOON), shrinking=None)
+        if crash.kind == "hang" and not self._comes(small, lockstep, crash, SETTLE, LOST):
             return found._replace(is_smallest=True)  # it was slow, and no more
-        made = replace(found.reproducer, accesses=tuple(small.accesses))
-        return found._replace(reproducer=made, is_cut=small.is_cut, is_smallest=small.is_smallest)
+        made = replace(found.reproducer, accesses=tuple(small))
+        return found._replace(reproducer=made, shrinking=shrinking, is_smallest=shrinking.is_over)
 
     def _looked_at(self, found: Found) -> Found:
         """With whether it comes each time, and when; without what is done behind it."""
@@ -161,7 +178,7 @@ class Confirmer:
             return found._replace(is_smallest=True)
         is_steady = len(done) == TIMES
         shorter = until(accesses, done[0])
-        if is_steady and len(set(done)) == 1 and self._comes(shorter, lockstep, crash, 0.0, lost):
+        if len(set(done)) == 1 and is_steady and self._comes_each_time(shorter, lockstep, crash, lost):
             made = replace(found.reproducer, accesses=tuple(shorter))  # what comes later does nothing for it
             return found._replace(reproducer=made, is_steady=True)
         # It is a timer's doing, or the main loop's: some time later.
@@ -188,17 +205,17 @@ def _flushed(accesses: Sequence[Access]) -> list[Access]:
 
 
 class _Spare(Closing):
-    """Has a QEMU started while another one is at work: with a CPU to spare that costs no time."""
+    """Has QEMUs started while another one is at work: with a CPU to spare that costs no time."""
 
     def __init__(self, start: Callable[[], Session]) -> None:
         self._start = start
-        self._starter = ThreadPoolExecutor(1)
-        self._next = self._starter.submit(start)
+        self._starter = ThreadPoolExecutor(SPARE)
+        self._next = deque(self._starter.submit(start) for _ in range(SPARE))
 
     def take(self) -> Session:
         """One that was just started."""
-        taken, self._next = self._next, self._starter.submit(self._start)
-        return taken.result()
+        self._next.append(self._starter.submit(self._start))
+        return self._next.popleft().result()
 
     def ends(self, accesses: Sequence[Access], lockstep: bool, settle: float) -> str | None:
         """The key of the crash that one ends by; None where it lives."""
@@ -209,25 +226,28 @@ class _Spare(Closing):
     def close(self) -> None:
         """End it."""
         self._starter.shutdown()
-        if self._next.exception() is None:
-            self._next.result().close()
+        for started in self._next:
+            if started.exception() is None:
+                started.result().close()
 
 
 class _Warm(Closing):
-    """A QEMU that goes on from one try to the next, as long as it lives."""
+    """A QEMU that goes on from one try to the next, reset and its memory cleared, as long as it lives."""
 
-    def __init__(self, spare: _Spare) -> None:
-        self._spare = spare
+    def __init__(self, spare: _Spare, arena: tuple[int, int]) -> None:
+        self._spare, self._afresh = spare, (Reset(), Fill(*arena, 0))
         self._session: Session | None = None
 
-    def ends(self, accesses: Sequence[Access], lockstep: bool, settle: float) -> bool:
-        """Whether it ends by these."""
-        if self._session is None:
-            self._session = self._spare.take()
-        if self._session.run(accesses, lockstep=lockstep, settle=settle).crash is None:
-            return False
-        self.close()
-        return True
+    def ends(self, accesses: Sequence[Access], lockstep: bool, settle: float) -> tuple[str | None, bool]:
+        """The key of the crash that it ends by, None where it lives; and whether it was just started."""
+        if self._session and self._session.run(self._afresh).crash:
+            self.close()
+        is_new = self._session is None
+        self._session = self._session or self._spare.take()
+        crash = self._session.run(accesses, lockstep=lockstep, settle=settle).crash
+        if crash:
+            self.close()
+        return crash and crash.key, is_new
 
     def close(self) -> None:
         """End it."""

@@ -5,76 +5,103 @@ the same operations, where QEMU does the same each time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import combinations
 
 from vmtest.devices.access import Access, Fill, Out, Store, Write
 
-__all__ = ["Shrunk", "shrink"]
+__all__ = ["Shrinking"]
 
 NEAR = 256
 """Bytes within which what is stored may be stored at once."""
+FEW = 32
+"""Operations of which each two are left out: of more that takes too long."""
 
 Same = Callable[[Sequence[Access]], bool]
 """Whether QEMU ends by these operations as it is to."""
+Steps = Generator[Sequence[Access], bool, list[Access]]
+"""Yields what is to be tried, is sent whether QEMU ends by it as it is to, and returns what is left."""
 
 
-class Shrunk(NamedTuple):
-    """The ``accesses`` that are left; ``is_cut`` where the last few were tried; ``is_smallest`` where all was."""
-
-    accesses: Sequence[Access]
-    is_cut: bool
-    is_smallest: bool
-
-
-def shrink(accesses: Sequence[Access], same: Same, *, seconds: float, begin: int = 0, is_cut: bool = False) -> Shrunk:
-    """The fewest operations, with the simplest values, that were found in so many seconds. The first ones, ``begin`` of
-    them, are likely to be needed: with these the last few are tried before anything else, where it ``is_cut`` not yet.
+class Shrinking:
+    """Operations that are made smaller, now and then for a while: ``accesses`` are those that are left, and it
+    ``is_over`` where there is nothing more to be tried.
     """
-    until = time.monotonic() + seconds
 
-    def tried(candidate: Sequence[Access]) -> bool:
-        return time.monotonic() < until and same(candidate)
+    def __init__(self, accesses: Sequence[Access], begin: int = 0) -> None:
+        """The first ones, ``begin`` of them, are likely to be needed: with these the last few are tried first."""
+        self.accesses = accesses
+        self._steps = _smallest(list(accesses), begin)
+        self._candidate = next(self._steps, None)
 
-    found, before = list(accesses), None
-    if not is_cut:
-        found, is_cut = _last(found, begin, tried), time.monotonic() < until
+    @property
+    def is_over(self) -> bool:
+        """See the class."""
+        return self._candidate is None
+
+    def go_on(self, same: Same, *, seconds: float) -> None:
+        """For so many seconds."""
+        until = time.monotonic() + seconds
+        while self._candidate is not None and time.monotonic() < until:
+            if is_same := same(self._candidate):
+                self.accesses = self._candidate
+            try:
+                self._candidate = self._steps.send(is_same)
+            except StopIteration:
+                self._candidate = None
+
+
+def _smallest(found: list[Access], begin: int) -> Steps:
+    found, before = (yield from _last(found, begin)), None
     while found != before:
         before = found
-        found = _merged(_fewer(found, tried), tried)
-        found = _simpler(found, tried)
-    return Shrunk(found, is_cut, time.monotonic() < until)
+        found = yield from _fewer(found)
+        found = yield from _merged(found)
+        found = yield from _simpler(found)
+        if found == before:
+            found = yield from _without_two(found)
+    return found
 
 
-def _last(accesses: list[Access], begin: int, same: Same) -> list[Access]:
+def _last(accesses: list[Access], begin: int) -> Steps:
     """The beginning, and as few of the last ones as do."""
     few = 1
     while begin + few < len(accesses):
-        if same(less := accesses[:begin] + accesses[-few:]):
+        if (yield (less := accesses[:begin] + accesses[-few:])):
             return less
         few *= 4
     return accesses
 
 
-def _fewer(accesses: list[Access], same: Same) -> list[Access]:
+def _fewer(accesses: list[Access]) -> Steps:
     """Without pieces, the largest first: from the end, since what comes last does less for the rest."""
     size = len(accesses)
     while size:
         for begin in range(len(accesses) - size, -size, -size):
             less = accesses[: max(begin, 0)] + accesses[begin + size :]
-            if less and len(less) < len(accesses) and same(less):
+            if less and len(less) < len(accesses) and (yield less):
                 accesses = less
         size //= 2
     return accesses
 
 
-def _merged(accesses: list[Access], same: Same) -> list[Access]:
+def _without_two(accesses: list[Access]) -> Steps:
+    """Without two that do nothing together, such as what is switched on and off again."""
+    if len(accesses) <= FEW:
+        for one, other in combinations(range(len(accesses)), 2):
+            less = accesses[:one] + accesses[one + 1 : other] + accesses[other + 1 :]
+            if less and (yield less):
+                return less
+    return accesses
+
+
+def _merged(accesses: list[Access]) -> Steps:
     """Stores that follow each other, to places that are near, as one: what is between was never written, and is 0."""
     at = 0
     while at + 1 < len(accesses):
         one, other = accesses[at : at + 2]
         joined = _joined(one, other) if isinstance(one, Store) and isinstance(other, Store) else None
-        if joined and same(less := [*accesses[:at], joined, *accesses[at + 2 :]]):
+        if joined and (yield (less := [*accesses[:at], joined, *accesses[at + 2 :]])):
             accesses = less
         else:
             at += 1
@@ -92,12 +119,12 @@ def _joined(one: Store, other: Store) -> Store | None:
     return Store(first, bytes(data))
 
 
-def _simpler(accesses: list[Access], same: Same) -> list[Access]:
+def _simpler(accesses: list[Access]) -> Steps:
     at = 0
     while at < len(accesses):
         for other in _simpler_ones(accesses[at]):
             less = [*accesses[:at], other, *accesses[at + 1 :]]
-            if same(less):
+            if (yield less):
                 accesses = less
                 break
         else:
