@@ -37,7 +37,7 @@ def fuzzed(kind: str, operations: int) -> Report:
             raise _Enough
 
     found, qemu = target(kind)
-    hunt = Hunt(found, qemu, 1, is_shrinking=False)
+    hunt = Hunt(found, qemu, 1, confirming=False)
     with suppress(_Enough):
         hunt.run(seconds=LONGEST, told=told)
     return hunt.report
@@ -63,15 +63,13 @@ def main() -> int:
         except VmtestError as error:
             troubles.append(f"{kind}: {type(error).__name__}: {error.message}")
             continue
-        rows.append(
-            (kind, report.operations, report.ends, len(report.crashes), psutil.Process().memory_info().rss >> 20)
-        )
+        rows.append((kind, report.operations, report.ends, len(report.seen), psutil.Process().memory_info().rss >> 20))
         print(*rows[-1], flush=True)
         if report.operations < options.operations:
             troubles.append(f"{kind}: only {report.operations} operations in {LONGEST:g} s")
         if left() != before:
             troubles.append(f"{kind}: {left()} of processes, descriptors, directories, and {before} before")
-    print(tabulate(rows, ("device", "operations", "ends of QEMU", "crashes", "our MiB"), intfmt=","))
+    print(tabulate(rows, ("device", "operations", "ends of QEMU", "ways", "our MiB"), intfmt=","))
     print(f"\n{len(rows)} device types, {sum(row[1] for row in rows):,} operations, {time.monotonic() - begin:.0f} s")
     print("\n".join(troubles) or "no trouble")
     return 1 if troubles else 0

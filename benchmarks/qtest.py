@@ -89,9 +89,9 @@ def by_hand(program: Path, bench: Bench, file: Path, mode: str, number: int) -> 
 def end_to_end(device: str, seconds: float, *, feedback: bool) -> tuple[float, float]:
     """Operations a second, and how many of a sequence's there are."""
     found, qemu = target(device)
-    hunt = Hunt(found, qemu, 1, feedback=feedback, is_shrinking=False)
+    hunt = Hunt(found, qemu, 1, feedback=feedback, confirming=False)
     report = hunt.run(seconds=seconds, told=lambda report, made: None)
-    return report.operations / (report.seconds - report.shrinking), report.operations / report.sequences
+    return report.operations / report.seconds, report.operations / report.sequences
 
 
 def rungs(device: str, runs: int) -> tuple[float, float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
+from weakref import WeakSet
 
 from vmtest.closing import Closing
 from vmtest.devices.access import UNSAID, Access, Fill, Flush, Reset, encode
@@ -18,7 +20,7 @@ from vmtest.devices.target import Target
 from vmtest.fuzz.shrink import Shrinking
 from vmtest.host import Qemu
 
-__all__ = ["Confirmer", "Found", "until"]
+__all__ = ["Confirmer", "Found", "Stopped", "until"]
 
 SOON = 0.02
 """Seconds in which QEMU's main loop has run."""
@@ -53,11 +55,23 @@ class Found(NamedTuple):
     checks: int = 1
 
 
+class Stopped(Exception):
+    """A Confirmer was told to end."""
+
+
 class Confirmer:
     """Tries crashes of a target again. ``source`` says what has found them."""
 
     def __init__(self, target: Target, qemu: Qemu, source: str) -> None:
         self._target, self._qemu, self._source = target, qemu, source
+        self._live, self._is_stopped, self._lock = WeakSet[Session](), False, threading.Lock()
+
+    def stop(self) -> None:
+        """End what another thread has it do: that is Stopped there."""
+        with self._lock:
+            self._is_stopped = True
+            for session in self._live:
+                session.process.kill()
 
     def confirmed(self, pieces: Sequence[Sequence[Access]], kind: str, known: Collection[str]) -> Found | None:
         """The crash, by the last pieces of what QEMU was told, as few as do; ``kind`` is what it is. None where it does
@@ -123,11 +137,17 @@ class Confirmer:
             return session.run(accesses, lockstep=lockstep, settle=settle).crash
 
     def _session(self, lost: float) -> Session:
-        return Session(self._target.board, self._qemu, traced=True, lost=lost)
+        session = Session(self._target.board, self._qemu, traced=True, lost=lost)
+        with self._lock:
+            self._live.add(session)
+        if self._is_stopped:
+            session.close()
+            raise Stopped
+        return session
 
     def _waited(self, accesses: Sequence[Access], lockstep: bool, lost: float) -> float:
         """Seconds from the first operation to the end."""
-        with Session(self._target.board, self._qemu, lost=lost) as session:
+        with self._session(lost) as session:
             begin = time.monotonic()
             session.run(accesses, lockstep=lockstep, settle=SETTLE)
             return time.monotonic() - begin

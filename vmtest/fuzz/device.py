@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
@@ -15,8 +13,9 @@ from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import Reproducer
 from vmtest.devices.session import Session
 from vmtest.devices.target import Target
+from vmtest.fuzz.backlog import Backlog, Came
 from vmtest.fuzz.choice import Choice
-from vmtest.fuzz.confirm import Confirmer, Found, until
+from vmtest.fuzz.confirm import Confirmer, until
 from vmtest.fuzz.corpus import Corpus
 from vmtest.fuzz.coverage import Coverage
 from vmtest.fuzz.sequences import Avoided, Drawer, Way
@@ -32,12 +31,6 @@ LOCKSTEP = 8
 """One life in so many has each operation wait for the last one's answer."""
 PATIENCE = 0.5
 """Seconds after which a QEMU that does nothing is given up: that it hangs is seen where it is confirmed."""
-SHARE = 0.5
-"""How much of the time may go to making crashes smaller: what is left of it is done later."""
-FIRST, TURN = 4.0, 10.0
-"""Seconds that each has at once, and at most when it is its turn again."""
-LAST = 30.0
-"""Seconds that each has when the time is over."""
 TRIES = 3
 """How often a crash is tried again, of another life each time, that did not come."""
 SLOW = 0.03
@@ -51,7 +44,7 @@ class Report:
     """What has come of it so far: ``crashes`` are by Crash.key; ``unconfirmed`` did not come again on a QEMU that was
     just started, so often; ``ends`` counts all ends of QEMU, ``clean`` those in order. ``events`` are the kinds that
     QEMU told, ``features`` what was new of them, ``corpus`` how many sequences were kept for that. ``shrinking`` is how
-    many of the ``seconds`` went to what crashed, all ``jobs`` together; ``doing`` is what is done beside fuzzing now.
+    many seconds went to what crashed, beside the fuzzing, all ``jobs`` together; ``doing`` is what is done of it now.
     """
 
     target: Target
@@ -77,15 +70,14 @@ class Hunt:
     """A run on one target. ``report`` is what has come of it; ``known`` are keys of crashes that others have found."""
 
     def __init__(
-        self, target: Target, qemu: Qemu, seed: int, *, feedback: bool = True, is_shrinking: bool = True
+        self, target: Target, qemu: Qemu, seed: int, *, feedback: bool = True, confirming: bool = True
     ) -> None:
-        """With ``feedback`` sequences that show something new are kept, and changed. Crashes are made smaller where it
-        ``is_shrinking``.
+        """With ``feedback`` sequences that show something new are kept, and changed. Without ``confirming`` crashes are
+        counted, and that is all.
         """
         self._target, self._qemu, self._seed = target, qemu, seed
-        self._is_shrinking = is_shrinking
+        self._is_confirming = confirming
         self._drawer = Drawer(target, seed)
-        self._confirmer = Confirmer(target, qemu, f"vmtest fuzz device {target.name} --seed {seed}")
         self._coverage = Coverage() if feedback else None
         self._corpus = Corpus(target.arena, self._drawer.sequence)
         self._avoided = Avoided(target)
@@ -93,8 +85,7 @@ class Hunt:
         self._untold = set[str]()
         self._look = Load(target.arena[0], 1)
         self._at_once: set[str] = set()
-        # What is not as small as it gets. A hang takes long to look into: that is for the end.
-        self._soon, self._late = OrderedDict[str, Found](), OrderedDict[str, Found]()
+        self._asked: set[str] = set()
         self.known: set[str] = set()
         self.report = Report(target=target, seed=seed)
 
@@ -102,57 +93,52 @@ class Hunt:
         """Go on for so many seconds, and until what was found is small. ``told`` is called now and then, with each
         crash that is new, and again where it has become smaller.
         """
-        self._told = told
         begin = time.monotonic()
         numbers, lives = count(), count(1)
+        confirmer = Confirmer(self._target, self._qemu, f"vmtest fuzz device {self._target.name} --seed {self._seed}")
+        with Backlog(confirmer, self.known) as backlog:
 
-        def goes_on() -> bool:
-            self.report.seconds = time.monotonic() - begin
-            return self.report.seconds < seconds
+            def goes_on() -> bool:
+                self.report.seconds, self.report.shrinking = time.monotonic() - begin, backlog.spent
+                self.report.doing = backlog.doing
+                for came in backlog.came():
+                    told(self.report, self._crash(came))
+                return self.report.seconds < seconds
 
-        while goes_on():
-            made = self._life(numbers, next(lives) % LOCKSTEP == 0, goes_on)
+            while goes_on():
+                crash, pieces = self._life(numbers, next(lives) % LOCKSTEP == 0, goes_on)
+                if crash and self._is_asked(crash, backlog):
+                    self._asked.add(crash.key)
+                    backlog.add(crash.key, crash.kind, pieces)
+                told(self.report, None)
+            for came in backlog.rest():
+                goes_on()
+                told(self.report, self._crash(came) if came else None)
             goes_on()
-            told(self.report, made)
-            if self._soon and (made or self._allowed() > FIRST):
-                told(self.report, self._smaller(self._soon, max(FIRST, min(TURN, self._allowed()))))
-        for several in (self._soon, self._late):
-            for _ in range(len(several)):
-                told(self.report, self._smaller(several, LAST))
-        goes_on()
         return self.report
 
-    def _allowed(self) -> float:
-        """Seconds that may go to making crashes smaller now."""
-        return SHARE * self.report.seconds - self.report.shrinking
-
-    def _smaller(self, several: OrderedDict[str, Found], seconds: float) -> Reproducer:
-        """The last one of several crashes that are not as small as they get."""
-        key, found = several.popitem()
-        with self._doing(f"making smaller: {key}"):
-            found = self._confirmer.smaller(found, seconds=seconds)
-        made = self.report.crashes[key] = found.reproducer
-        if not found.is_smallest:
-            several[key] = found
-            several.move_to_end(key, last=False)  # the others first
+    def _crash(self, came: Came) -> Reproducer | None:
+        """What was looked into goes into the report: the reproducer, where there is one."""
+        key, found = came
+        self._asked.discard(key)
+        if found is None:
+            if key not in self.report.crashes:
+                self.report.unconfirmed[key] = self.report.unconfirmed.get(key, 0) + 1
+            return None
+        before, made = self.report.crashes.get(found.crash.key), found.reproducer
+        if before and len(before.accesses) < len(made.accesses):
+            return None  # by what else it came it was smaller
+        self.report.unconfirmed.pop(found.crash.key, None)
+        self.report.crashes[found.crash.key] = made
         if [one for one in made.accesses if one not in self._target.begin] == [made.accesses[-1]]:
-            self._at_once.add(key)
+            self._at_once.add(found.crash.key)
             self._avoided.add(made.accesses[-1])
         return made
 
-    @contextmanager
-    def _doing(self, what: str) -> Iterator[None]:
-        """Tell it meanwhile, and count the time."""
-        self.report.doing = what
-        self._told(self.report, None)
-        begin = time.monotonic()
-        yield
-        self.report.shrinking += time.monotonic() - begin
-        self.report.seconds += time.monotonic() - begin
-        self.report.doing = ""
-
-    def _life(self, numbers: count[int], lockstep: bool, goes_on: Callable[[], bool]) -> Reproducer | None:
-        """One QEMU, from its start to its end; what it has ended by, where that is new."""
+    def _life(
+        self, numbers: count[int], lockstep: bool, goes_on: Callable[[], bool]
+    ) -> tuple[Crash | None, Sequence[Sequence[Access]]]:
+        """One QEMU, from its start to its end: how it has ended, if it has, and what it was told."""
         pieces: list[Sequence[Access]] = []
         crash = None
         told, begin = self._coverage is not None, time.perf_counter()
@@ -172,7 +158,9 @@ class Hunt:
                 way, accesses = self._sequence(next(numbers))
                 pieces.append([one for one in accesses if one not in self._avoided])
                 crash = self._tried(session, pieces[-1], lockstep, way)
-        return self._ended(pieces, crash, lockstep) if crash else None
+        if crash and crash.key in self._at_once and crash.done:
+            self._avoided.add(until(pieces[-1], crash.done)[-1])
+        return crash, pieces
 
     def _sequence(self, number: int) -> tuple[Way, list[Access]]:
         """The way that is taken, and what comes of it."""
@@ -208,27 +196,14 @@ class Hunt:
             report.corpus = len(self._corpus)
         return crash
 
-    def _ended(self, pieces: Sequence[Sequence[Access]], crash: Crash, lockstep: bool) -> Reproducer | None:
-        """QEMU has: the reproducer, where that is new."""
-        report = self.report
+    def _is_asked(self, crash: Crash, backlog: Backlog) -> bool:
+        """QEMU has ended, which is counted; whether that is to be looked into."""
+        report, key = self.report, crash.key
         report.ends += 1
         if crash.is_clean:
             report.clean += 1
-            return None
-        report.seen[crash.key] = report.seen.get(crash.key, 0) + 1
-        if crash.key in self._at_once and crash.done:
-            self._avoided.add(until(pieces[-1], crash.done)[-1])
-        tries = report.unconfirmed.get(crash.key, 0)
-        if crash.key in self.known or crash.key in report.crashes or tries >= TRIES:
-            return None
-        with self._doing(f"confirming: {crash.key}"):
-            found = self._confirmer.confirmed(pieces, crash.kind, self.known | report.crashes.keys())
-        if found is None:
-            report.unconfirmed[crash.key] = tries + 1
-            return None
-        key = found.crash.key
-        report.unconfirmed.pop(key, None)
-        report.crashes[key] = found.reproducer
-        if self._is_shrinking:
-            (self._late if found.crash.kind == "hang" else self._soon)[key] = found
-        return found.reproducer
+            return False
+        report.seen[key] = report.seen.get(key, 0) + 1
+        if not self._is_confirming or key in self._asked or key in self.known:
+            return False
+        return backlog.wants(key) if key in report.crashes else report.unconfirmed.get(key, 0) < TRIES

@@ -1,0 +1,144 @@
+"""What QEMU has ended by in a run: confirmed, and made smaller, by a thread while the run goes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+from vmtest.closing import Closing
+from vmtest.devices.access import Access
+from vmtest.fuzz.confirm import Confirmer, Found, Stopped
+
+__all__ = ["Backlog", "Came"]
+
+TURN = 4.0
+"""Seconds for which a crash is made smaller before it is another one's turn."""
+LAST = 30.0
+"""Seconds that each has when the run is over."""
+SAMPLES = 5
+"""Times that a crash is taken anew where it does not get smaller: by what else it came, it may."""
+
+
+class Came(NamedTuple):
+    """What has come of a crash that was told as ``key``; ``found`` is None where it did not come again."""
+
+    key: str
+    found: Found | None
+
+
+class Backlog(Closing):
+    """Ends of QEMU wait here to be looked into. ``spent`` are the seconds that this took, ``doing`` is what is done
+    now. Use it as a context manager: what is left when that ends is left.
+    """
+
+    def __init__(self, confirmer: Confirmer, known: Collection[str]) -> None:
+        """Crashes with a key that is ``known`` are not wanted, others may come to it meanwhile."""
+        self._confirmer, self._known = confirmer, known
+        self.spent, self.doing = 0.0, ""
+        self._waiting = deque[tuple[str, str, Sequence[Sequence[Access]]]]()
+        # What is not as small as it gets, who is next at the end. A hang takes long to look into: that is for the end.
+        self._soon, self._late = deque[Found](), deque[Found]()
+        self._least, self._samples, self._stuck = dict[str, int](), Counter[str](), set[str]()
+        self._changed, self._is_over = threading.Condition(), False
+        self._came = SimpleQueue[Came | BaseException | None]()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def add(self, key: str, kind: str, pieces: Sequence[Sequence[Access]]) -> None:
+        """A crash of this ``kind``, by these pieces of what QEMU was told."""
+        with self._changed:
+            self._waiting.append((key, kind, pieces))
+            self._changed.notify_all()
+
+    def wants(self, key: str) -> bool:
+        """Whether a crash that was confirmed is to be added again: it gets no smaller, and there is time."""
+        return key in self._stuck and not self._waiting
+
+    def came(self) -> Iterator[Came]:
+        """What has come of crashes since this was asked last. Raises what went wrong with it."""
+        while not self._came.empty():
+            if (came := self._taken()) is not None:
+                yield came
+
+    def rest(self) -> Iterator[Came | None]:
+        """The run is over: all that is still to come, as it comes; None now and then meanwhile."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+        while True:
+            try:
+                if (came := self._taken(timeout=1.0)) is None:
+                    return
+                yield came
+            except Empty:
+                yield None
+
+    def close(self) -> None:
+        """End it, in the middle of what it does."""
+        with self._changed:
+            self._is_over = True
+            self._waiting.clear()
+            self._soon.clear()
+            self._late.clear()
+            self._changed.notify_all()
+        self._confirmer.stop()
+        self._thread.join()
+
+    def _taken(self, timeout: float | None = None) -> Came | None:
+        came = self._came.get(timeout=timeout)
+        if isinstance(came, BaseException):
+            raise came
+        return came
+
+    def _work(self) -> None:
+        try:
+            while job := self._next():
+                begin = time.monotonic()
+                job()
+                self.spent += time.monotonic() - begin
+                self.doing = ""
+        except Stopped:
+            pass
+        except BaseException as error:  # it is the run's, which is another thread
+            self._came.put(error)
+        self._came.put(None)
+
+    def _next(self) -> Callable[[], None] | None:
+        """What is to be done; None where all is done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._soon or self._is_over)
+            if self._waiting:
+                return partial(self._confirm, *self._waiting.popleft())
+            if self._soon:
+                return partial(self._shrink, self._soon.pop(), LAST if self._is_over else TURN)
+            return partial(self._shrink, self._late.popleft(), LAST) if self._late else None
+
+    def _confirm(self, key: str, kind: str, pieces: Sequence[Sequence[Access]]) -> None:
+        self.doing = f"confirming: {key}"
+        self._stuck.discard(key)
+        found = self._confirmer.confirmed(pieces, kind, {*self._known, *self._least} - {key})
+        if found:
+            self._least.setdefault(found.crash.key, len(found.reproducer.accesses))
+            self._samples[found.crash.key] += 1
+            with self._changed:
+                (self._late if found.crash.kind == "hang" else self._soon).append(found)
+        self._came.put(Came(key, found))
+
+    def _shrink(self, found: Found, seconds: float) -> None:
+        key, before = found.crash.key, len(found.reproducer.accesses)
+        self.doing = f"making smaller: {key}"
+        found = self._confirmer.smaller(found, seconds=seconds)
+        length = len(found.reproducer.accesses)
+        is_stuck, is_least = length == before, length <= self._least[key]
+        self._least[key] = min(length, self._least[key])
+        if (is_stuck or found.is_smallest) and self._samples[key] < SAMPLES:
+            self._stuck.add(key)
+        if not found.is_smallest and seconds < LAST and (is_least or not is_stuck):
+            with self._changed:
+                self._soon.appendleft(found)  # the others first
+        self._came.put(Came(key, found))
