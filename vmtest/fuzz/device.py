@@ -98,23 +98,25 @@ class Hunt:
         confirmer = Confirmer(self._target, self._qemu, f"vmtest fuzz device {self._target.name} --seed {self._seed}")
         with Backlog(confirmer, self.known) as backlog:
 
-            def goes_on() -> bool:
+            def heard(came: Came | None) -> None:
                 self.report.seconds, self.report.shrinking = time.monotonic() - begin, backlog.spent
                 self.report.doing = backlog.doing
+                told(self.report, self._crash(came) if came else None)
+
+            def goes_on() -> bool:
                 for came in backlog.came():
-                    told(self.report, self._crash(came))
-                return self.report.seconds < seconds
+                    heard(came)
+                return time.monotonic() - begin < seconds
 
             while goes_on():
                 crash, pieces = self._life(numbers, next(lives) % LOCKSTEP == 0, goes_on)
                 if crash and self._is_asked(crash, backlog):
                     self._asked.add(crash.key)
                     backlog.add(crash.key, crash.kind, pieces)
-                told(self.report, None)
+                heard(None)
             for came in backlog.rest():
-                goes_on()
-                told(self.report, self._crash(came) if came else None)
-            goes_on()
+                heard(came)
+            heard(None)
         return self.report
 
     def _crash(self, came: Came) -> Reproducer | None:
