@@ -132,14 +132,15 @@ def test_what_ends_qemu_is_told(lockstep: bool) -> None:
             Write(at + EDU_TARGET, 0xFFFF_0000, 4),
             Write(at + EDU_COUNT, 4, 4),
             Write(at + EDU_COMMAND, 1, 4),
-            ClockStep(),
+            *[ClockStep()] * 5,  # its timer waits 0.1 s, and a busy host longer
             Read(at, 4),
         ]
         done = bench.run(accesses, lockstep=lockstep)
         version = bench.session.qemu.version
         if version < (10, 0, 2):
             assert done.crash is not None
-            assert (done.crash.kind, done.crash.done) == ("error", 4)
+            assert done.crash.kind == "error"
+            assert 4 <= done.crash.done < 9
             assert done.crash.signature.startswith("EDU: DMA range ")
             assert "hardware error: EDU" in done.crash.words
         with pytest.raises(QemuDied, match="has ended QEMU"):
@@ -160,7 +161,7 @@ def test_a_hang_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert done.crash is not None
         assert (done.crash.kind, bench.session.process.returncode) == ("hang", -signal.SIGKILL)
     monkeypatch.setattr(sessions, "HANG", 10.0)
-    with Bench() as bench, Session(bench.board, bench.qemu, lost=0.3) as session:
+    with Bench() as bench, Session(bench.board, bench.qemu, lost=1.0) as session:
         psutil.Process(session.process.pid).suspend()
         crash = session.run([In(0x80, 1)]).crash
         assert crash is not None
@@ -225,7 +226,7 @@ def test_resets_and_events() -> None:
 
 def test_what_works_does_not_hang() -> None:
     """Operations that take long, one after another, are none, however little patience there is for one that sleeps."""
-    with Bench() as bench, Session(bench.board, bench.qemu, lost=0.3) as session:
+    with Bench() as bench, Session(bench.board, bench.qemu, lost=1.0) as session:
         assert session.run([Load(0, 14 << 20)] * 4).crash is None
         assert session.reset() is None
 

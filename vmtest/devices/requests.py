@@ -27,16 +27,13 @@ STEP, LONGEST = 0.2, 1.0
 build has no accelerator qtest."""
 
 
-def pieces(accesses: Sequence[Access], lockstep: bool, has_clock: bool) -> Iterator[list[Access] | float | Reset]:
+def pieces(accesses: Sequence[Access], has_clock: bool) -> Iterator[list[Access] | float | Reset]:
     """Those that are sent together; resets; and, where the clock cannot be told, seconds that are to pass."""
     apart = {*UNSAID} if has_clock else {*UNSAID, ClockStep, ClockSet}
     together: list[Access] = []
     for access in accesses:
         if type(access) not in apart:
-            if lockstep:
-                yield [access]
-            else:
-                together.append(access)
+            together.append(access)
             continue
         if together:
             yield together

@@ -28,7 +28,7 @@ from vmtest.errors import HostError, QemuDied, QmpError, UsageError
 from vmtest.host import Qemu
 from vmtest.qemu.process import Process
 from vmtest.qemu.qmp import Event, Qmp
-from vmtest.qemu.qtest import Interrupt, Qtest, QtestEnded
+from vmtest.qemu.qtest import AT_ONCE, Interrupt, Qtest, QtestEnded
 from vmtest.workdir import Workdir
 
 __all__ = ["LOST", "Board", "Done", "Session"]
@@ -174,9 +174,9 @@ class Session(Closing):
         """
         replies: list[bytes] = []
         try:
-            for piece in pieces(accesses, lockstep, has_clock=self.accel == "qtest"):
+            for piece in pieces(accesses, has_clock=self.accel == "qtest"):
                 if isinstance(piece, list):
-                    replies += self.qtest.run(map(encode, piece))
+                    replies += self.qtest.run(map(encode, piece), 1 if lockstep else AT_ONCE)
                 elif isinstance(piece, float):
                     self._let_pass(piece)
                     replies.append(b"OK")
