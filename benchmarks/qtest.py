@@ -11,7 +11,7 @@ takes them as values and gives values back; the loop (benchmarks/loops/qtest.c) 
 Each way has a QEMU of its own; they take turns. Then, all on one CPU:
 
     end to end   vmtest fuzz device: sequences drawn and changed, done, trace events read, what is new of them kept;
-                 without the time that goes to crashes, which is as long as one likes
+                 QEMU is started again when it has ended, but crashes are not looked into, which another CPU does
     reset, start what each rung of the ladder costs, from the machine's reset button to a QEMU that was just started
 """
 
@@ -91,7 +91,7 @@ def end_to_end(device: str, seconds: float, *, feedback: bool) -> tuple[float, f
     found, qemu = target(device)
     hunt = Hunt(found, qemu, 1, feedback=feedback, confirming=False)
     report = hunt.run(seconds=seconds, told=lambda report, made: None)
-    return report.operations / report.seconds, report.operations / report.sequences
+    return report.operations / report.fuzzing, report.operations / report.sequences
 
 
 def rungs(device: str, runs: int) -> tuple[float, float]:

@@ -77,6 +77,24 @@ def test_several_processes_end_together(tmp_path: Path) -> None:
         assert events == (["begin", "end"] if how == signal.SIGINT else ["begin"])
 
 
+def test_ctrl_c_ends_what_is_done_beside_the_run(tmp_path: Path) -> None:
+    """Ctrl-C while a crash is made smaller ends that too: with the crash, a summary, and no QEMU left."""
+    if (qemu := find_emulator("qemu-system-x86_64")).version >= (10, 0, 2):
+        pytest.skip(f"{qemu.version_text} has mended it")
+    command = [VMTEST, "fuzz", "device", "edu", "--time", "300", "--seed", "1", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True) as run:
+        assert run.stdout is not None
+        while json.loads(run.stdout.readline())["event"] != "crash":
+            pass
+        _until(lambda: len(_qemus(run.pid)) >= 2)
+        below = [run.pid, *(one.pid for one in psutil.Process(run.pid).children(recursive=True))]
+        os.kill(run.pid, signal.SIGINT)
+        said, _ = run.communicate(timeout=30)
+        _until(partial(_are_gone, below))
+    assert run.returncode == 1
+    assert [crash["seen"] for crash in json.loads(said.splitlines()[-1])["crashes"]] >= [1]
+
+
 def _until(is_so: Callable[[], bool]) -> None:
     for _ in range(600):
         if is_so():

@@ -93,10 +93,12 @@ def device(
             if made is not None:
                 file = findings / made.name
                 write_text(file, made.dumps())
+                event = "smaller" if file in written else "crash"
                 if as_json:
-                    event = "smaller" if file in written else "crash"
                     said = {"file": str(file), "signature": made.signature, "operations": len(made.accesses)}
                     click.echo(as_line(event, said))
+                elif event == "crash":
+                    progress.step(f"{event}: {made.title}: {file}")
                 written.add(file)
 
         try:

@@ -19,7 +19,7 @@ __all__ = ["Backlog", "Came"]
 TURN = 4.0
 """Seconds for which a crash is made smaller before it is another one's turn."""
 LAST = 30.0
-"""Seconds that each has when the run is over."""
+"""Seconds that each has at most when the run is over; they all have as long as the run took, and this at least."""
 SAMPLES = 5
 """Times that a crash is taken anew where it does not get smaller: by what else it came, it may."""
 
@@ -44,7 +44,7 @@ class Backlog(Closing):
         # What is not as small as it gets, who is next at the end. A hang takes long to look into: that is for the end.
         self._soon, self._late = deque[Found](), deque[Found]()
         self._least, self._samples, self._stuck = dict[str, int](), Counter[str](), set[str]()
-        self._changed, self._is_over = threading.Condition(), False
+        self._changed, self._is_over, self._until = threading.Condition(), False, 0.0
         self._came = SimpleQueue[Came | BaseException | None]()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -65,10 +65,12 @@ class Backlog(Closing):
             if (came := self._taken()) is not None:
                 yield came
 
-    def rest(self) -> Iterator[Came | None]:
-        """The run is over: all that is still to come, as it comes; None now and then meanwhile."""
+    def rest(self, seconds: float) -> Iterator[Came | None]:
+        """The run is over, which took so many seconds: all that is still to come, as it comes; None now and then
+        meanwhile.
+        """
         with self._changed:
-            self._is_over = True
+            self._is_over, self._until = True, time.monotonic() + max(LAST, seconds)
             self._changed.notify_all()
         while True:
             try:
@@ -114,31 +116,38 @@ class Backlog(Closing):
             self._changed.wait_for(lambda: self._waiting or self._soon or self._is_over)
             if self._waiting:
                 return partial(self._confirm, *self._waiting.popleft())
-            if self._soon:
-                return partial(self._shrink, self._soon.pop(), LAST if self._is_over else TURN)
-            return partial(self._shrink, self._late.popleft(), LAST) if self._late else None
+            if not self._is_over:
+                return partial(self._shrink, self._soon.pop(), TURN, again=True)
+            # Of several samples of a crash the smallest one.
+            left = [one for one in (*self._late, *self._soon) if len(one.accesses) <= self._least[one.crash.key]]
+            self._late.clear()
+            self._soon = deque(left)
+            seconds = self._until - time.monotonic()
+            if not left or seconds <= 0:
+                return None
+            return partial(self._shrink, self._soon.pop(), min(LAST, seconds / len(left)), again=False)
 
     def _confirm(self, key: str, kind: str, pieces: Sequence[Sequence[Access]]) -> None:
         self.doing = f"confirming: {key}"
         self._stuck.discard(key)
         found = self._confirmer.confirmed(pieces, kind, {*self._known, *self._least} - {key})
         if found:
-            self._least.setdefault(found.crash.key, len(found.reproducer.accesses))
+            self._least.setdefault(found.crash.key, len(found.accesses))
             self._samples[found.crash.key] += 1
             with self._changed:
                 (self._late if found.crash.kind == "hang" else self._soon).append(found)
         self._came.put(Came(key, found))
 
-    def _shrink(self, found: Found, seconds: float) -> None:
-        key, before = found.crash.key, len(found.reproducer.accesses)
+    def _shrink(self, found: Found, seconds: float, *, again: bool) -> None:
+        key, before = found.crash.key, len(found.accesses)
         self.doing = f"making smaller: {key}"
         found = self._confirmer.smaller(found, seconds=seconds)
-        length = len(found.reproducer.accesses)
+        length = len(found.accesses)
         is_stuck, is_least = length == before, length <= self._least[key]
         self._least[key] = min(length, self._least[key])
         if (is_stuck or found.is_smallest) and self._samples[key] < SAMPLES:
             self._stuck.add(key)
-        if not found.is_smallest and seconds < LAST and (is_least or not is_stuck):
+        if again and not found.is_smallest and (is_least or not is_stuck):
             with self._changed:
                 self._soon.appendleft(found)  # the others first
         self._came.put(Came(key, found))

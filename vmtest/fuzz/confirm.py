@@ -54,6 +54,11 @@ class Found(NamedTuple):
     shrinking: Shrinking | None = None
     checks: int = 1
 
+    @property
+    def accesses(self) -> Sequence[Access]:
+        """What it comes by."""
+        return self.reproducer.accesses
+
 
 class Stopped(Exception):
     """A Confirmer was told to end."""
@@ -175,7 +180,7 @@ class Confirmer:
             misled += not is_so
             return is_so
 
-        shrinking = found.shrinking or Shrinking(found.reproducer.accesses, len(self._target.begin))
+        shrinking = found.shrinking or Shrinking(found.accesses, len(self._target.begin))
         with _Spare(lambda: self._session(lost)) as spare, _Warm(spare, self._target.arena) as warm:
             shrinking.go_on(same, seconds=seconds)
             small = shrinking.accesses
@@ -191,7 +196,7 @@ class Confirmer:
 
     def _looked_at(self, found: Found) -> Found:
         """With whether it comes each time, and when; without what is done behind it."""
-        crash, lockstep, accesses = found.crash, found.reproducer.lockstep, found.reproducer.accesses
+        crash, lockstep, accesses = found.crash, found.reproducer.lockstep, found.accesses
         lost = _lost(crash.kind)
         done = self._tries(accesses, lockstep, crash)
         if not done:

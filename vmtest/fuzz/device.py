@@ -43,8 +43,9 @@ CHANGED: Way = (None, ())
 class Report:
     """What has come of it so far: ``crashes`` are by Crash.key; ``unconfirmed`` did not come again on a QEMU that was
     just started, so often; ``ends`` counts all ends of QEMU, ``clean`` those in order. ``events`` are the kinds that
-    QEMU told, ``features`` what was new of them, ``corpus`` how many sequences were kept for that. ``shrinking`` is how
-    many seconds went to what crashed, beside the fuzzing, all ``jobs`` together; ``doing`` is what is done of it now.
+    QEMU told, ``features`` what was new of them, ``corpus`` how many sequences were kept for that. Sequences were done
+    for ``fuzzing`` of the ``seconds``; ``shrinking`` is how many went to what crashed, beside that, of all ``jobs``
+    together, and ``doing`` what is done of it now.
     """
 
     target: Target
@@ -60,6 +61,7 @@ class Report:
     features: int = 0
     corpus: int = 0
     seconds: float = 0.0
+    fuzzing: float = 0.0
     shrinking: float = 0.0
     crashes: dict[str, Reproducer] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
@@ -100,7 +102,7 @@ class Hunt:
 
             def heard(came: Came | None) -> None:
                 self.report.seconds, self.report.shrinking = time.monotonic() - begin, backlog.spent
-                self.report.doing = backlog.doing
+                self.report.fuzzing, self.report.doing = min(self.report.seconds, seconds), backlog.doing
                 told(self.report, self._crash(came) if came else None)
 
             def goes_on() -> bool:
@@ -114,7 +116,7 @@ class Hunt:
                     self._asked.add(crash.key)
                     backlog.add(crash.key, crash.kind, pieces)
                 heard(None)
-            for came in backlog.rest():
+            for came in backlog.rest(seconds):
                 heard(came)
             heard(None)
         return self.report

@@ -96,6 +96,7 @@ def _take(
     rows = [part for part in parts.values() if part]
     for name in COUNTS:
         setattr(report, name, (max if name in MOST else sum)(part[name] for part in rows))
+    report.fuzzing = max(part["fuzzing"] for part in rows)
     report.shrinking = sum(part["shrinking"] for part in rows)
     report.doing = "; ".join(part["doing"] for part in rows if part["doing"])
     report.seen = dict(sum((Counter(part["seen"]) for part in rows), Counter[str]()))
@@ -119,7 +120,7 @@ def _work(parent: int, pipe: Connection, target: Target, qemu: Qemu, seed: int, 
     one = Hunt(target, qemu, seed, feedback=feedback)
     listener = threading.Thread(target=_listen, args=(parent, pipe, one), daemon=True)
     listener.start()
-    names = (*COUNTS, "shrinking", "doing", "seen", "unconfirmed")
+    names = (*COUNTS, "fuzzing", "shrinking", "doing", "seen", "unconfirmed")
 
     def told(report: Report, made: Reproducer | None) -> None:
         key = next((key for key, one in report.crashes.items() if one is made), "")

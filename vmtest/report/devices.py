@@ -32,8 +32,7 @@ def heading(report: Report, version: str) -> str:
 
 def noted(report: Report) -> str:
     """How far it has come, in a line."""
-    spent = report.seconds * report.jobs - report.shrinking
-    rate = report.operations * report.jobs / max(spent, 0.001)
+    rate = report.operations / max(report.fuzzing, 0.001)
     words = [f"{report.operations:,} operations", f"{rate:,.0f}/s", f"{report.sequences:,} sequences"]
     words += [f"{report.resets:,} resets", f"{report.events} kinds of events", f"{report.corpus:,} sequences kept"]
     crashes = len(report.crashes)
@@ -45,7 +44,7 @@ def summary(report: Report, folder: Path) -> str:
     """What has come of it."""
     lines = ["", noted(report)]
     if report.shrinking >= 1:
-        lines.append(f"{report.shrinking / report.jobs:.0f} s of that to confirm crashes and make them smaller")
+        lines.append(f"beside it {report.shrinking:.0f} s to confirm crashes and make them smaller")
     if report.clean:
         lines.append(f"{report.clean} times QEMU ended in order, which is no crash")
     if report.unconfirmed:
@@ -78,6 +77,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "target": report.target.name,
         "seed": report.seed,
         "seconds": round(report.seconds, 1),
+        "fuzzing": round(report.fuzzing, 1),
         "shrinking": round(report.shrinking, 1),
         "operations": report.operations,
         "sequences": report.sequences,
