@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import signal
@@ -93,6 +94,12 @@ def sweep() -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _kill_marked(path)
             _remove(path)
+
+
+@functools.cache
+def sweep_once() -> None:
+    """The same, but once in a process: for what is started many times a second."""
+    sweep()
 
 
 def _kill_marked(path: Path) -> None:

@@ -41,6 +41,27 @@ AHCI = "prep_size >= 0 && prep_size <= n * 512"
         ),
         (ABORT, "qemu: hardware error: DMA range 0x0-0xff is bad\nCPU #0:\nEAX=00", "error", "DMA range N-N is bad"),
         (TRAP, "qemu: GLib: ../../../glib/gmem.c:207: failed to allocate 4294967295 bytes", "memory", "out of memory"),
+        (
+            ABORT,
+            "Unexpected error in object_property_find_err() at ../qom/object.c:1338:\n"
+            "qemu-system-x86_64: Property 'sd-card.x' not found",
+            "error",
+            "qom/object.c object_property_find_err: Property 'sd-card.x' not found",
+        ),
+        (
+            ABORT,
+            "thread '<unnamed>' panicked at rust/hw/char/pl011/src/device.rs:12:5:\nindex out of bounds: 300 of 256",
+            "error",
+            "rust/hw/char/pl011/src/device.rs: index out of bounds: N of N",
+        ),
+        (
+            1,
+            "==9==ERROR: AddressSanitizer: heap-buffer-overflow on address 0x6\nWRITE of size 1\n"
+            "    #0 0x5654 in sd_write ../hw/sd/sd.c:5:7\n    #1 0x7f8b in main" + 5000 * " ",
+            "sanitizer",
+            "hw/sd/sd.c sd_write: AddressSanitizer: heap-buffer-overflow",
+        ),
+        (1, "==9==AddressSanitizer: hard rss limit exhausted (4096Mb vs 5000Mb)", "memory", "out of memory"),
         (ABORT, "qemu: hardware error: Bad index: 34 of 25", "error", "Bad index: N of N"),
         (SEGV, "", "signal", "SIGSEGV"),
         (SEGV, "Cannot allocate a packet", "signal", "SIGSEGV"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from random import Random
 
 from vmtest.devices.access import Access, Flush, Out, Read, Store, Write, encode
 from vmtest.devices.layout import Area
@@ -23,11 +24,11 @@ TARGET = Target(name="x", board=Board(arguments=()), areas=AREAS, arena=ARENA)
 
 
 def test_the_same_seed_draws_the_same() -> None:
-    """A sequence goes by the seed and its number alone, whatever was drawn before it."""
-    one, other = Drawer(TARGET, 1), Drawer(TARGET, 1)
-    first = [one.draw(number) for number in range(50)]
-    assert [other.draw(number) for number in reversed(range(50))] == first[::-1]
-    assert Drawer(TARGET, 2).draw(0) != first[0]
+    """A sequence goes by what it is drawn by alone, whatever was drawn before it."""
+    one, other = Drawer(TARGET), Drawer(TARGET)
+    first = [one.sequence(Random(number)) for number in range(50)]
+    assert [other.sequence(Random(number)) for number in reversed(range(50))] == first[::-1]
+    assert first[1] != first[0]
 
 
 def test_what_is_drawn_can_be_said() -> None:
@@ -35,7 +36,7 @@ def test_what_is_drawn_can_be_said() -> None:
     begin, size = ARENA
     reached = set()
     for number in range(300):
-        for access in Drawer(TARGET, 1).draw(number):
+        for access in Drawer(TARGET).sequence(Random(number)):
             encode(access)
             at = getattr(access, "address", getattr(access, "port", None))
             if at is None:
@@ -166,7 +167,7 @@ def test_configuration_is_worked_on() -> None:
     for base in (None, 0x4010000000):
         function = Function(3, 0, base, msi=0x50, msix=0x60)
         target = Target(name="x", board=Board(arguments=()), areas=AREAS, arena=ARENA, functions=[function])
-        drawn = [access for number in range(200) for access in Drawer(target, 1).draw(number)]
+        drawn = [access for number in range(200) for access in Drawer(target).sequence(Random(number))]
         enabled = function.write(0x62, 1 << 15, 2)
         assert all(access in drawn for access in enabled)
         if base is None:

@@ -30,7 +30,9 @@ INTERRUPTED = 130
 @click.option("--accel", metavar="NAME", default="", help="qtest, tcg or kvm  [qtest where the build has it, else tcg]")
 @click.option("--time", "seconds", metavar="SECONDS", type=float, default=SECONDS, help=f"how long  [{SECONDS:g}]")
 @click.option("--jobs", "-j", metavar="N", type=int, default=1, help="processes, each with a seed of its own  [1]")
-@click.option("--seed", metavar="N", type=int, help="the same seed draws the same sequences  [drawn, and printed]")
+@click.option(
+    "--seed", metavar="N", type=int, help="with --no-feedback the same seed draws the same  [drawn, and printed]"
+)
 @click.option("--no-feedback", is_flag=True, help="keep no sequences for what they have newly reached")
 @click.option("--findings", metavar="DIR", type=Path, default=Path("findings"), help="where they go  [findings]")
 @click.option("--json", "as_json", is_flag=True, help="print events as lines of JSON")

@@ -83,13 +83,14 @@ def write_text(path: Path, text: str) -> None:
 def run_again(found: Reproducer, qemu: Qemu) -> tuple[str, bool]:
     """What a reproducer comes to on that QEMU, in a line, and whether it is what it is to end with."""
     from vmtest.devices.reproducer import run
+    from vmtest.devices.requests import until
 
     crash = run(found, qemu)
     version = f"{qemu.path.name} {'.'.join(map(str, qemu.version))}"
     if crash is None or crash.is_clean:
         ended = "QEMU lives" if crash is None else f"QEMU ends in order ({crash.signature})"
         return f"{version}: {'it is gone' if found.signature else 'as it is to be'}: {ended}", False
-    where = f"operation {min(crash.done + 1, len(found.accesses))} of {len(found.accesses)}"
-    if crash.signature == found.signature:
+    where = f"operation {len(until(found.accesses, crash.done))} of {len(found.accesses)}"
+    if found.is_same(crash, qemu):
         return f"{version}: it is still there, at {where}", True
-    return f"{version}: it ends otherwise, at {where}: {crash.kind}: {crash.signature}", True
+    return f"{version}: it ends otherwise, at {where}: {crash.kind}: {crash.key}", True

@@ -31,7 +31,7 @@ class Bench(Closing):
         such QEMU.
         """
         self.qemu = find_emulator(binary or BINARY)
-        kind = machine or (MACHINE if not binary or "x86_64" in binary else "virt")
+        kind = machine or (MACHINE if self.qemu.arch in ("x86_64", "i386") else "virt")
         size = ["-m", f"{memory}M"] if memory else []
         self._arguments = ["-M", kind, *size, "-nodefaults", *arguments]
         self._accel = accel

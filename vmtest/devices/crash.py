@@ -47,7 +47,10 @@ _RULES = (
     ("sanitizer", re.compile(r"(?P<what>\w+Sanitizer: [\w-]+).*?#\d+ 0x\w+ in (?P<where>\w+) (?P<file>\S+?):", re.S)),
     ("sanitizer", re.compile(r"(?P<file>[^\s:]+):\d+:\d+: runtime error: (?P<what>.+)")),
     ("error", re.compile(r"hardware error: (?P<what>.+)")),
-    ("memory", re.compile(r"(?:failed to allocate|Cannot allocate|out of memory)(?P<what>)")),
+    # error_abort (util/error.c), and Rust
+    ("error", re.compile(r"Unexpected error in (?P<where>\w+)\(\) at (?P<file>\S+?):\d+:\n(?:qemu\S*: )?(?P<what>.+)")),
+    ("error", re.compile(r"panicked at (?P<file>\S+?):\d+:\d+:\n(?P<what>.+)")),
+    ("memory", re.compile(r"(?:failed to allocate|Cannot allocate|out of memory|rss limit exhausted)(?P<what>)")),
 )
 
 
@@ -76,7 +79,8 @@ def internal_error(words: str) -> str:
 
 def _file(path: str) -> str:
     """Without the directories that a build adds in front."""
-    return re.sub(r"^.*?(?=(?:hw|include|util|system|softmmu|target|accel|migration|net|audio|block|ui)/)", "", path)
+    ours = "accel|audio|backends|block|chardev|hw|include|migration|net|qom|rust|softmmu|system|target|ui|util"
+    return re.sub(rf"^.*?(?=(?:{ours})/)", "", path, count=1)
 
 
 def _function(text: str) -> str:

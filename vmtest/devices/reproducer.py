@@ -112,6 +112,16 @@ class Reproducer:
         words = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
         return f"{words[:60]}-{hashlib.sha256(f'{self.title} {self.signature}'.encode()).hexdigest()[:8]}.toml"
 
+    def place(self, qemu: Qemu) -> str:
+        """How a QEMU of that version ended, where its place in that build is a part of that; else ""."""
+        how = self.seen.get(".".join(map(str, qemu.version)), "")
+        return how if " at +" in how else ""
+
+    def is_same(self, crash: Crash, qemu: Qemu) -> bool:
+        """Whether it is what that QEMU is to end with."""
+        place = self.place(qemu)
+        return crash.key == place if place and crash.where else crash.signature == self.signature
+
     def as_shell(self) -> str:
         """A here-document for ``-qtest stdio``, as upstream's reports have it. Raises UsageError where that cannot say
         it.
@@ -122,7 +132,9 @@ class Reproducer:
             )
         lines = [encode(access).decode() for access in self.accesses if not isinstance(access, Flush)]
         command = f"{self.binary} {shlex.join(self.board.arguments)} -display none -accel qtest -qtest stdio"
-        return "\n".join([f"cat << EOF | {command}", *lines, "EOF", ""])
+        waits = self.lockstep or any(isinstance(access, Flush) for access in self.accesses)
+        said = ["# found with QEMU's main loop run between operations, as a test in C has it"] if waits else []
+        return "\n".join([*said, f"cat << EOF | {command}", *lines, "EOF", ""])
 
     def as_c(self, name: str = "crash") -> str:
         """A test for QEMU's own suite (tests/qtest/libqtest.h)."""
@@ -131,6 +143,7 @@ class Reproducer:
             raise UsageError("a C test can be made of ports, memory and its contents alone", hint="the shell form")
         arguments = shlex.join((*self.board.arguments, "-display", "none")).replace("\\", "\\\\").replace('"', '\\"')
         said = f"\n * {self.signature}" if self.signature else ""
+        said += "" if self.lockstep else "\n * Found with all sent at once: this waits for each, and may not end by it."
         return _TEST.format(said=said, name=re.sub(r"\W", "_", name), arguments=arguments, body="\n".join(body))
 
 
@@ -156,9 +169,9 @@ def run(reproducer: Reproducer, qemu: Qemu) -> Crash | None:
     """
     crash = None
     for _ in range(TRIES if reproducer.signature else 1):
-        with Session(reproducer.board, qemu) as session:
+        with Session(reproducer.board, qemu, traced=reproducer.place(qemu) != "") as session:
             crash = session.run(reproducer.accesses, lockstep=reproducer.lockstep, settle=SETTLE).crash
-        if crash and crash.signature == reproducer.signature:
+        if crash and reproducer.is_same(crash, qemu):
             break
     return crash
 

@@ -20,7 +20,7 @@ from vmtest.devices.access import (
 )
 from vmtest.errors import HostError
 
-__all__ = ["pieces", "values"]
+__all__ = ["pieces", "until", "values"]
 
 STEP, LONGEST = 0.2, 1.0
 """Seconds that pass for a step of the clock up to the next timer, and at most for one of a given length, where the
@@ -73,3 +73,13 @@ def values(accesses: Sequence[Access], replies: Sequence[bytes]) -> list[int | b
             case _:
                 found.append(None)
     return found
+
+
+def until(accesses: Sequence[Access], done: int) -> Sequence[Access]:
+    """Up to the operation behind so many that were answered."""
+    answered = 0
+    for at, access in enumerate(accesses):
+        answered += not isinstance(access, UNSAID)
+        if answered > done:
+            return accesses[: at + 1]
+    return accesses

@@ -22,6 +22,7 @@ from vmtest.devices.access import (
 )
 from vmtest.devices.crash import Crash, crash, internal_error
 from vmtest.devices.events import Events
+from vmtest.devices.limits import limits
 from vmtest.devices.requests import pieces, values
 from vmtest.devices.tracer import Tracer
 from vmtest.errors import HostError, QemuDied, QmpError, UsageError
@@ -29,7 +30,7 @@ from vmtest.host import Qemu
 from vmtest.qemu.process import Process
 from vmtest.qemu.qmp import Event, Qmp
 from vmtest.qemu.qtest import AT_ONCE, Interrupt, Qtest, QtestEnded
-from vmtest.workdir import Workdir
+from vmtest.workdir import Workdir, sweep_once
 
 __all__ = ["LOST", "Board", "Done", "Session"]
 
@@ -41,8 +42,6 @@ LOST = 8.0
 """Seconds that it may do nothing at all: it waits for what never comes."""
 ANSWER = 20.0
 """Seconds for what QEMU does at once: an answer over QMP, its end."""
-MEMORY = 4 << 30
-"""Bytes of address space that it may have, its guest's memory included: what asks for more is told as that."""
 HALTED = b"\xf4" * (64 << 10)
 """Firmware of an x86 machine whose CPU halts at its first instruction, with interrupts off: it costs nothing, and the
 machine is running, so that timers run."""
@@ -99,6 +98,7 @@ class Session(Closing):
         """
         self.board, self.qemu, self._lost = board, qemu, lost
         self.accel = board.accel or ("qtest" if "qtest" in qemu.accels else "tcg")
+        sweep_once()
         self._directory = Workdir()
         self.events = Events(untold) if told else None
         self._silence = _Silence()
@@ -109,10 +109,11 @@ class Session(Closing):
             with contextlib.ExitStack() as theirs:
                 ends = {name: theirs.enter_context(pair[1]).fileno() for name, pair in pairs.items()}
                 command = self._command(ends, theirs)
+                before, environment = limits(qemu.path)
                 self.process = Process(
-                    ("prlimit", f"--as={MEMORY}", "--core=0", *command),
+                    (*before, *command),
                     stderr=self._directory.path / "qemu.stderr",
-                    environment=self._directory.environment,
+                    environment={**self._directory.environment, **environment},
                     pass_fds=[*ends.values(), *self._inherited],
                     on_exit=self._on_exit,
                 )
@@ -271,7 +272,7 @@ class Session(Closing):
         if code is None:
             raise HostError("QEMU has closed the connection, and has not ended", evidence=self.evidence())
         where = self._tracer.where if self._tracer else ""
-        return crash(code, self.process.stderr, done)._replace(where=where)
+        return crash(code, self.process.said(), done)._replace(where=where)
 
     def _stopped(self, done: int) -> Crash | None:
         """Whether it lives, but has stopped the machine as one that cannot go on (RunState in qapi/run-state.json)."""

@@ -25,10 +25,12 @@ SAMPLES = 5
 
 
 class Came(NamedTuple):
-    """What has come of a crash that was told as ``key``; ``found`` is None where it did not come again."""
+    """What has come of a crash that was told as ``key``; ``found`` is None where it did not come again, and a key where
+    it came to a crash that is known.
+    """
 
     key: str
-    found: Found | None
+    found: Found | str | None
 
 
 class Backlog(Closing):
@@ -131,7 +133,7 @@ class Backlog(Closing):
         self.doing = f"confirming: {key}"
         self._stuck.discard(key)
         found = self._confirmer.confirmed(pieces, kind, {*self._known, *self._least} - {key})
-        if found:
+        if isinstance(found, Found):
             self._least.setdefault(found.crash.key, len(found.accesses))
             self._samples[found.crash.key] += 1
             with self._changed:

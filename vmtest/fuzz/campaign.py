@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from multiprocessing.queues import Queue, SimpleQueue
@@ -21,6 +20,7 @@ from queue import Empty
 from vmtest.errors import HostError, UsageError, VmtestError
 from vmtest.executors import EXECUTORS, Fleet, fleet
 from vmtest.fuzz import generate
+from vmtest.fuzz.children import deaf_children
 from vmtest.fuzz.finding import Finding, Key
 from vmtest.fuzz.generate import CHUNK, SOURCES
 from vmtest.fuzz.shard import Chunk, Shard
@@ -228,7 +228,7 @@ def _chunks_of_several(report: Report, is_over: Callable[[int], bool]) -> Genera
     try:
         while True:
             while len(running) <= jobs and not is_over(begun):
-                with _deaf_children():
+                with deaf_children():
                     size = _size(report.plan, begun)
                     running.add(pool.submit(_run, begun, frozenset(report.findings), size))
                 begun += 1
@@ -265,16 +265,6 @@ def _under_way(left: Queue[Chunk | None], jobs: int) -> Iterator[Chunk]:
         for _ in range(jobs):
             if chunk := left.get(timeout=LAST_WORDS):
                 yield chunk
-
-
-@contextmanager
-def _deaf_children() -> Iterator[None]:
-    """What is started within never hears a Ctrl-C, which goes to all processes of a terminal: ending them is for us."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _mine: Shard | VmtestError | None = None

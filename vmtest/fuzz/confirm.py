@@ -15,12 +15,13 @@ from vmtest.closing import Closing
 from vmtest.devices.access import UNSAID, Access, Fill, Flush, Reset, encode
 from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import SETTLE, Reproducer
+from vmtest.devices.requests import until
 from vmtest.devices.session import LOST, Session
 from vmtest.devices.target import Target
 from vmtest.fuzz.shrink import Shrinking
 from vmtest.host import Qemu
 
-__all__ = ["Confirmer", "Found", "Stopped", "until"]
+__all__ = ["Confirmer", "Found", "Stopped"]
 
 SOON = 0.02
 """Seconds in which QEMU's main loop has run."""
@@ -43,7 +44,8 @@ class Found(NamedTuple):
     """A crash that came again, and what it comes by; ``is_smallest`` where there is nothing more to be tried. Once it
     was looked at, ``is_steady`` says whether it comes each time, and ``settle`` how many seconds behind the last
     operation it may come. ``shrinking`` is where its being made smaller has come to, and ``checks`` how often what
-    comes each time is seen to come by fewer operations.
+    comes each time is seen to come by fewer operations. It comes on a QEMU that is reset, too, where it
+    ``survives_reset``.
     """
 
     crash: Crash
@@ -53,6 +55,7 @@ class Found(NamedTuple):
     settle: float = 0.0
     shrinking: Shrinking | None = None
     checks: int = 1
+    survives_reset: bool = True
 
     @property
     def accesses(self) -> Sequence[Access]:
@@ -78,21 +81,24 @@ class Confirmer:
             for session in self._live:
                 session.process.kill()
 
-    def confirmed(self, pieces: Sequence[Sequence[Access]], kind: str, known: Collection[str]) -> Found | None:
+    def confirmed(self, pieces: Sequence[Sequence[Access]], kind: str, known: Collection[str]) -> Found | str | None:
         """The crash, by the last pieces of what QEMU was told, as few as do; ``kind`` is what it is. None where it does
-        not come again, or comes to one that is ``known``.
+        not come again, and the key of one that is ``known`` where it comes to that.
         """
+        other = None
         lost, settle = _lost(kind), 0.0 if kind == "hang" else SETTLE
         for last in (*LAST, len(pieces)):
             accesses = [*self._target.begin, *(access for piece in pieces[-last:] for access in piece)]
             for lockstep in (True, False):
                 crash = self._ends(accesses, lockstep, settle, lost)
-                if crash and not crash.is_clean and crash.key not in known:
+                if crash and crash.key in known:
+                    other = crash.key
+                elif crash and not crash.is_clean:
                     lockstep, accesses = self._mode(accesses, lockstep, crash)
                     return self._found(accesses, lockstep, crash)
             if last >= len(pieces):
                 break
-        return None
+        return other
 
     def _found(self, accesses: Sequence[Access], lockstep: bool, crash: Crash) -> Found | None:
         """None for a hang that is none, but a QEMU that was slow."""
@@ -159,7 +165,9 @@ class Confirmer:
 
     def smaller(self, found: Found, *, seconds: float) -> Found:
         """The same, as small as so many seconds allow. What does not come any more stays as it is."""
-        found = found if found.is_steady is not None else self._looked_at(found)
+        if found.is_steady is None:
+            found = self._looked_at(found)
+            found = found._replace(survives_reset=self._survives_reset(found))
         if found.is_smallest:
             return found
         crash, lockstep, settle, lost = found.crash, found.reproducer.lockstep, found.settle, _lost(found.crash.kind)
@@ -170,7 +178,7 @@ class Confirmer:
             nonlocal misled, tries
             tries += 1
             checks = found.checks if found.is_steady else TIMES
-            if misled < max(MISLED[0], MISLED[1] * tries):
+            if found.survives_reset and misled < max(MISLED[0], MISLED[1] * tries):
                 ended, is_new = warm.ends(candidate, lockstep, settle)
                 if ended is None:
                     return False
@@ -193,6 +201,12 @@ class Confirmer:
             return found._replace(is_smallest=True)  # it was slow, and no more
         made = replace(found.reproducer, accesses=tuple(small))
         return found._replace(reproducer=made, shrinking=shrinking, is_smallest=shrinking.is_over)
+
+    def _survives_reset(self, found: Found) -> bool:
+        with _Spare(lambda: self._session(_lost(found.crash.kind))) as spare, _Warm(spare, self._target.arena) as warm:
+            warm.ends(self._target.begin, found.reproducer.lockstep, 0.0)
+            how, is_new = warm.ends(found.accesses, found.reproducer.lockstep, found.settle)
+        return is_new or how is not None
 
     def _looked_at(self, found: Found) -> Found:
         """With whether it comes each time, and when; without what is done behind it."""
@@ -279,13 +293,3 @@ class _Warm(Closing):
         if self._session is not None:
             self._session.close()
             self._session = None
-
-
-def until(accesses: Sequence[Access], done: int) -> Sequence[Access]:
-    """Up to the operation behind so many that were answered."""
-    answered = 0
-    for at, access in enumerate(accesses):
-        answered += not isinstance(access, UNSAID)
-        if answered > done:
-            return accesses[: at + 1]
-    return accesses

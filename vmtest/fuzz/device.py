@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 from itertools import count
 from random import Random
 
-from vmtest.devices.access import Access, Load, Reset
+from vmtest.devices.access import UNSAID, Access, Load, Reset, encode
 from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import Reproducer
+from vmtest.devices.requests import until
 from vmtest.devices.session import Session
 from vmtest.devices.target import Target
 from vmtest.fuzz.backlog import Backlog, Came
 from vmtest.fuzz.choice import Choice
-from vmtest.fuzz.confirm import Confirmer, until
+from vmtest.fuzz.confirm import Confirmer
 from vmtest.fuzz.corpus import Corpus
 from vmtest.fuzz.coverage import Coverage
 from vmtest.fuzz.sequences import Avoided, Drawer, Way
 from vmtest.host import Qemu
 
-__all__ = ["Hunt", "Report"]
+__all__ = ["Hunt", "Report", "by_itself"]
 
 RESET = 8
 """Sequences between two resets of the machine."""
@@ -68,8 +69,14 @@ class Report:
     unconfirmed: dict[str, int] = field(default_factory=dict)
 
 
+def by_itself(made: Reproducer, target: Target) -> Access | None:
+    """The one operation that ends QEMU on a machine that was made ready; None where it takes more."""
+    *before, last = made.accesses
+    return last if all(one in target.begin for one in before) else None
+
+
 class Hunt:
-    """A run on one target. ``report`` is what has come of it; ``known`` are keys of crashes that others have found."""
+    """A run on one target. ``report`` is what has come of it."""
 
     def __init__(
         self, target: Target, qemu: Qemu, seed: int, *, feedback: bool = True, confirming: bool = True
@@ -79,7 +86,7 @@ class Hunt:
         """
         self._target, self._qemu, self._seed = target, qemu, seed
         self._is_confirming = confirming
-        self._drawer = Drawer(target, seed)
+        self._drawer = Drawer(target)
         self._coverage = Coverage() if feedback else None
         self._corpus = Corpus(target.arena, self._drawer.sequence)
         self._avoided = Avoided(target)
@@ -88,8 +95,19 @@ class Hunt:
         self._look = Load(target.arena[0], 1)
         self._at_once: set[str] = set()
         self._asked: set[str] = set()
-        self.known: set[str] = set()
+        self._known: set[str] = set()
+        self._is_stopped = False
         self.report = Report(target=target, seed=seed)
+
+    def learn(self, key: str, alone: Access | None) -> None:
+        """Another run has found this crash; by one operation ``alone``, where there is one. From any thread."""
+        self._known.add(key)
+        if alone:
+            self._avoid(key, alone)
+
+    def stop(self) -> None:
+        """Have ``run`` end, without what is still to be looked into. From any thread."""
+        self._is_stopped = True
 
     def run(self, *, seconds: float, told: Callable[[Report, Reproducer | None], None]) -> Report:
         """Go on for so many seconds, and until what was found is small. ``told`` is called now and then, with each
@@ -98,7 +116,7 @@ class Hunt:
         begin = time.monotonic()
         numbers, lives = count(), count(1)
         confirmer = Confirmer(self._target, self._qemu, f"vmtest fuzz device {self._target.name} --seed {self._seed}")
-        with Backlog(confirmer, self.known) as backlog:
+        with Backlog(confirmer, self._known) as backlog:
 
             def heard(came: Came | None) -> None:
                 self.report.seconds, self.report.shrinking = time.monotonic() - begin, backlog.spent
@@ -108,7 +126,7 @@ class Hunt:
             def goes_on() -> bool:
                 for came in backlog.came():
                     heard(came)
-                return time.monotonic() - begin < seconds
+                return time.monotonic() - begin < seconds and not self._is_stopped
 
             while goes_on():
                 crash, pieces = self._life(numbers, next(lives) % LOCKSTEP == 0, goes_on)
@@ -118,6 +136,8 @@ class Hunt:
                 heard(None)
             for came in backlog.rest(seconds):
                 heard(came)
+                if self._is_stopped:
+                    break
             heard(None)
         return self.report
 
@@ -125,19 +145,26 @@ class Hunt:
         """What was looked into goes into the report: the reproducer, where there is one."""
         key, found = came
         self._asked.discard(key)
+        if isinstance(found, str):
+            self._known.add(key)  # on a QEMU that was just started it comes to that one
+            return None
         if found is None:
             if key not in self.report.crashes:
                 self.report.unconfirmed[key] = self.report.unconfirmed.get(key, 0) + 1
             return None
         before, made = self.report.crashes.get(found.crash.key), found.reproducer
-        if before and len(before.accesses) < len(made.accesses):
-            return None  # by what else it came it was smaller
+        if before and _size(before) <= _size(made):
+            return None  # it has become no smaller, or by what else it came it was
         self.report.unconfirmed.pop(found.crash.key, None)
         self.report.crashes[found.crash.key] = made
-        if [one for one in made.accesses if one not in self._target.begin] == [made.accesses[-1]]:
-            self._at_once.add(found.crash.key)
-            self._avoided.add(made.accesses[-1])
+        if alone := by_itself(made, self._target):
+            self._avoid(found.crash.key, alone)
         return made
+
+    def _avoid(self, key: str, access: Access) -> None:
+        """It ends QEMU by itself: it is left out, and what else comes to the same."""
+        self._at_once.add(key)
+        self._avoided.add(access)
 
     def _life(
         self, numbers: count[int], lockstep: bool, goes_on: Callable[[], bool]
@@ -184,7 +211,7 @@ class Hunt:
         crash = done.crash
         if session.events and crash is None:  # what QEMU's main loop does later is told later
             later = session.run((self._look,)).crash
-            crash = later and later._replace(done=len(done.replies))
+            crash = later and later._replace(done=0)  # by which operation is not known
         report.operations += len(done.replies)
         report.sequences += 1
         if self._coverage and session.events:
@@ -208,6 +235,11 @@ class Hunt:
             report.clean += 1
             return False
         report.seen[key] = report.seen.get(key, 0) + 1
-        if not self._is_confirming or key in self._asked or key in self.known:
+        if not self._is_confirming or key in self._asked or key in self._known:
             return False
         return backlog.wants(key) if key in report.crashes else report.unconfirmed.get(key, 0) < TRIES
+
+
+def _size(made: Reproducer) -> tuple[int, int]:
+    """Its operations, and their bytes."""
+    return len(made.accesses), sum(len(encode(access)) for access in made.accesses if not isinstance(access, UNSAID))

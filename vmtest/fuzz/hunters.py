@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections import Counter
@@ -17,7 +16,8 @@ from typing import Any
 from vmtest.devices.reproducer import Reproducer
 from vmtest.devices.target import Target
 from vmtest.errors import HostError, VmtestError
-from vmtest.fuzz.device import Hunt, Report
+from vmtest.fuzz.children import deaf_children
+from vmtest.fuzz.device import Hunt, Report, by_itself
 from vmtest.host import Qemu
 
 __all__ = ["hunt"]
@@ -45,16 +45,15 @@ def hunt(
     context = multiprocessing.get_context("spawn")
     parts = dict[Connection, dict[str, Any]]()
     processes = []
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a terminal's Ctrl-C is for us alone
     try:
-        for job in range(jobs):
-            ours, theirs = context.Pipe()
-            parts[ours] = {}
-            given = (os.getpid(), theirs, target, qemu, seed + job, seconds, feedback)
-            processes.append(context.Process(target=_work, args=given))
-            processes[-1].start()
-            theirs.close()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with deaf_children():
+            for job in range(jobs):
+                ours, theirs = context.Pipe()
+                parts[ours] = {}
+                given = (os.getpid(), theirs, target, qemu, seed + job, seconds, feedback)
+                processes.append(context.Process(target=_work, args=given))
+                processes[-1].start()
+                theirs.close()
         running = set(parts)
         while running:
             for pipe in wait(list(running)):
@@ -70,7 +69,6 @@ def hunt(
                     _take(said, pipe, parts, report, told)
                 report.seconds = time.monotonic() - begin
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for pipe in parts:
             pipe.close()  # which ends who still works
         for process in processes:
@@ -88,7 +86,7 @@ def _take(
     report: Report,
     told: Told,
 ) -> None:
-    """What a process tells goes into the report; of a crash the others hear."""
+    """What a process tells goes into the report; of a crash the others hear, and of what ends QEMU by itself."""
     if isinstance(said, VmtestError):
         raise said
     numbers, key, made = said
@@ -102,10 +100,12 @@ def _take(
     report.seen = dict(sum((Counter(part["seen"]) for part in rows), Counter[str]()))
     tried = sum((Counter(part["unconfirmed"]) for part in rows), Counter[str]())
     report.unconfirmed = {name: times for name, times in tried.items() if name not in report.crashes}
-    if made is not None and key not in report.crashes:
+    alone = made and by_itself(made, report.target)
+    if made is not None and (alone or key not in report.crashes):
         for other in parts:
             with suppress(OSError):  # one that is done
-                other.send(key)
+                if other is not pipe:
+                    other.send((key, alone))
     if made is not None and len(made.accesses) > len(report.crashes.get(key, made).accesses):
         made = None  # another process has it smaller
     if made is not None:
@@ -114,9 +114,7 @@ def _take(
 
 
 def _work(parent: int, pipe: Connection, target: Target, qemu: Qemu, seed: int, seconds: float, feedback: bool) -> None:
-    """In a process of its own, which ends when who started it has gone, or does not listen any more: all that was told
-    has been heard then.
-    """
+    """In a process of its own, which ends when who started it has gone, or does not listen any more."""
     one = Hunt(target, qemu, seed, feedback=feedback)
     listener = threading.Thread(target=_listen, args=(parent, pipe, one), daemon=True)
     listener.start()
@@ -130,15 +128,17 @@ def _work(parent: int, pipe: Connection, target: Target, qemu: Qemu, seed: int, 
         one.run(seconds=seconds, told=told)
     except VmtestError as error:
         pipe.send(error)
-    pipe.send(None)
-    listener.join()
+    with suppress(OSError):
+        pipe.send(None)
 
 
 def _listen(parent: int, pipe: Connection, one: Hunt) -> None:
     try:
         while os.getppid() == parent:
             if pipe.poll(0.5):
-                one.known.add(pipe.recv())
+                one.learn(*pipe.recv())
     except (EOFError, OSError):
         pass
-    os._exit(0)
+    one.stop()
+    threading.Event().wait(LAST_WORDS / 2)
+    os._exit(0)  # it does not end

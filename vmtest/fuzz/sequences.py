@@ -49,8 +49,8 @@ Way = tuple[type[Model] | None, tuple[Area, ...]]
 class Drawer:
     """Draws sequences for a target. ``ways`` are those in which it does, with how often each is to be taken."""
 
-    def __init__(self, target: Target, seed: int) -> None:
-        self._target, self._seed = target, seed
+    def __init__(self, target: Target) -> None:
+        self._target = target
         self._weights = list(accumulate(_weight(area) for area in target.areas))
         known = models(target.areas)
         # Of a whole machine most areas are no model's: it has as much of the time as a few areas.
@@ -61,12 +61,8 @@ class Drawer:
         self.ways |= {(model, tuple(areas)): share / len(known) for model, areas in known}
         self._choice = Choice(self.ways)
 
-    def draw(self, number: int) -> list[Access]:
-        """Sequence ``number``; a target's ``begin`` comes before it."""
-        return self.sequence(Random(f"{self._seed} {number}"))
-
     def sequence(self, random: Random, way: Way | None = None) -> list[Access]:
-        """One that is drawn by ``random``, in some way or in that one."""
+        """One that is drawn by ``random``, in some way or in that one; a target's ``begin`` comes before it."""
         pen = Pen(random, self._target.arena, self._target.name)
         model, areas = way or self._choice.one(random)
         if self._target.functions and pen.chance(MESSAGES):

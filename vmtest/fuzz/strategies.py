@@ -40,7 +40,7 @@ def accesses(target: Target) -> st.SearchStrategy[list[Access]]:
     """Sequences of operations on a device, by what is known of it, which shrink to fewer and simpler ones. What makes
     the machine ready for them is ``target.begin``; where its registers are is not changed.
     """
-    return _sequences(Drawer(replace(target, functions=()), 0))
+    return _sequences(Drawer(replace(target, functions=())))
 
 
 @st.composite

@@ -100,10 +100,17 @@ class Process:
 
     @property
     def stderr(self) -> str:
-        """The last 4000 characters of what it wrote to standard error."""
+        """The last 4000 bytes of what it wrote to standard error."""
+        return self.said(first=0, last=4000)
+
+    def said(self, first: int = 32_000, last: int = 32_000) -> str:
+        """So many of the first bytes, and of the last ones, of what it wrote to standard error."""
         with contextlib.suppress(FileNotFoundError), self.stderr_path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
-            return file.read().decode(errors="replace")
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            data = file.read(min(first, size))
+            file.seek(max(len(data), size - last))
+            return (data + file.read()).decode(errors="replace")
         return ""
 
     def cpu_seconds(self) -> float:
