@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -58,7 +59,8 @@ def run(device: str, options: argparse.Namespace) -> list[dict[str, object]]:
     command = [str(Path(sys.executable).with_name("vmtest")), "fuzz", "device", name, "--qemu", path]
     command += ["--time", str(options.seconds), "--findings", str(findings), "--seed", "1", "--json"]
     command += [f"--arg={word}" for word in DEVICES.get(device, ())]
-    findings.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(findings, ignore_errors=True)  # of one that was broken off
+    findings.mkdir(parents=True)
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     common = {"qemu": version, "device": device, "seconds": options.seconds}
     # 1 says that there are crashes.

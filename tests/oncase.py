@@ -13,6 +13,12 @@ from vmtest.model.case import Case, Outcome
 from vmtest.model.isa import isa
 
 
+def needs(name: str) -> None:
+    """Skip the test where this host cannot have that executor."""
+    if why := _beyond_us(name):
+        pytest.skip(why)
+
+
 def _beyond_us(name: str) -> str:
     """Why this host cannot have that executor; "" where it can: the set-up installs all else."""
     if "kvm" in name and not os.access("/dev/kvm", os.R_OK | os.W_OK):
@@ -27,8 +33,7 @@ def having(name: str, isa_name: str = "x86_64") -> Executor:
     try:
         return executor(name, isa(isa_name))
     except HostError:
-        if why := _beyond_us(name):
-            pytest.skip(why)
+        needs(name)
         raise
 
 

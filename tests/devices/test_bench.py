@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from oncase import needs
 
 from vmtest.devices import session as sessions
 from vmtest.devices.access import (
@@ -170,6 +171,7 @@ def test_a_hang_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_machine_that_is_stopped_is_told() -> None:
     """Under KVM a CPU that leaves memory has the machine stopped, which QEMU survives: that is told too."""
+    needs("kvm")
     board = Board(arguments=("-M", "q35", "-m", "64M", "-nodefaults"), accel="kvm")
     vector, message = Store(4 * 2, bytes((0, 0, 0, 0xA0))), Write(0xFEE00000, 4 << 8, 4)  # of an NMI, and one
     with Session(board, find_emulator("qemu-system-x86_64")) as session:
@@ -258,8 +260,7 @@ def test_a_machine_that_does_not_start() -> None:
 
 def test_the_clock_needs_no_accelerator() -> None:
     """A step of the clock lets time pass on a QEMU that cannot be told, and is no error."""
-    with Session(Board.parse("-M q35 -nodefaults"), find_emulator("qemu-system-x86_64")) as session:
-        assert session.accel == "tcg"
+    with Session(Board.parse("-M q35 -nodefaults", accel="tcg"), find_emulator("qemu-system-x86_64")) as session:
         done = session.run([Out(0x80, 1, 1), ClockStep(1000), ClockStep(), In(0x80, 1)])
         assert [type(reply) for reply in done.replies] == [type(None), type(None), type(None), int]
 

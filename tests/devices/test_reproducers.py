@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,10 @@ def test_the_c_test_compiles(tmp_path: Path) -> None:
     command = ["cc", "-Wall", "-Werror", "-fsyntax-only", "-I", str(tmp_path), str(tmp_path / "test.c")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    assert "Found with all sent at once" in text
+    assert "main loop" not in found.as_shell()
+    assert from_shell(waits := replace(found, lockstep=True).as_shell()).accesses == found.accesses
+    assert waits.startswith("# found with QEMU's main loop run between operations")
     with pytest.raises(UsageError, match="C test"):
         Reproducer(**{**vars(found), "accesses": (SetLine("p", "", 0, 1),)}).as_c()
     with pytest.raises(UsageError, match="here-document"):

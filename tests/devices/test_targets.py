@@ -74,5 +74,9 @@ def test_what_is_none() -> None:
         target("ipmi-bmc-sim")
     with pytest.raises(HostError, match="does not start"):
         target("edu", arguments=["-nonsense"])
+    bridge = ("-device", "pci-bridge,id=b,chassis_nr=1")
+    with pytest.raises(UsageError, match="no registers that can be reached") as raised:
+        target("e1000,bus=b", arguments=bridge)  # and not the bridge's
+    assert "behind a bridge" in raised.value.hint
     with pytest.raises(UsageError, match="is no property"):
         target("edu,dma")

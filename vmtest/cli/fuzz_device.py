@@ -94,7 +94,8 @@ def device(
             progress.note(noted(report))
             if made is not None:
                 file = findings / made.name
-                write_text(file, made.dumps())
+                if not _is_smaller_there(file, made):
+                    write_text(file, made.dumps())
                 event = "smaller" if file in written else "crash"
                 if as_json:
                     said = {"file": str(file), "signature": made.signature, "operations": len(made.accesses)}
@@ -113,6 +114,18 @@ def device(
     if trouble:
         raise trouble
     return 1 if last.crashes else INTERRUPTED if interrupted else 0
+
+
+def _is_smaller_there(file: Path, made: Reproducer) -> bool:
+    """Whether an earlier run has left the same crash there, by fewer operations."""
+    from vmtest.devices.reproducer import read
+
+    try:
+        before = read(file)
+    except UsageError:
+        return False
+    is_same = before.board == made.board and made.seen.items() <= before.seen.items()
+    return is_same and len(before.accesses) < len(made.accesses)
 
 
 def _list(pattern: str, binary: str, machine: str, arguments: tuple[str, ...], as_json: bool) -> int:

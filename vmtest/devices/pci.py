@@ -15,7 +15,7 @@ from vmtest.devices.access import Access, In, Out, Read, Write
 from vmtest.devices.session import Session
 from vmtest.errors import HostError, UsageError
 
-__all__ = ["MSI", "MSIX", "Bar", "Function", "Pci", "PciBus", "Region"]
+__all__ = ["MSI", "MSIX", "Bar", "Function", "Pci", "PciBus", "Region", "is_function"]
 
 COMMAND, STATUS, BAR0, CAPABILITIES = 0x04, 0x06, 0x10, 0x34
 MSI, MSIX = 0x05, 0x11
@@ -270,11 +270,21 @@ def _kinds(session: Session) -> Mapping[tuple[int, int], tuple[str, str]]:
             if not (kind := re.fullmatch(r"child<(.+)>", row["type"])):
                 continue
             at = f"{path}/{row['name']}"
-            names = {prop["name"] for prop in session.qmp.execute("qom-list", path=at)}
-            if {"addr", "parent_bus", "romfile"} <= names:
-                devfn = session.qmp.execute("qom-get", path=at, property="addr")
+            # None behind a bridge.
+            above = _get(session, at, "parent_bus").rpartition("/")[0] if is_function(session, at) else at
+            if above != at and not is_function(session, above):
+                devfn = _get(session, at, "addr")
                 found[devfn >> 3, devfn & 7] = kind[1], at
     return found
+
+
+def is_function(session: Session, path: str) -> bool:
+    """Whether what is there in QOM is a PCI function."""
+    return {"addr", "parent_bus", "romfile"} <= {prop["name"] for prop in session.qmp.execute("qom-list", path=path)}
+
+
+def _get(session: Session, path: str, name: str) -> Any:
+    return session.qmp.execute("qom-get", path=path, property=name)
 
 
 def _windows(session: Session) -> _Windows:

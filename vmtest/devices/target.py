@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vmtest.devices.access import PORTS, Access
 from vmtest.devices.bench import Bench
 from vmtest.devices.layout import Area
-from vmtest.devices.pci import MSI, MSIX, Function, Pci
+from vmtest.devices.pci import MSI, MSIX, Function, Pci, is_function
 from vmtest.devices.session import Board, Session
 from vmtest.errors import HostError, QmpError, UsageError
 from vmtest.host import Qemu
@@ -64,7 +64,10 @@ def target(
         if kind:
             areas = next(filter(None, (_owned(areas, path) for path in paths)), [])
         if not areas:
-            raise UsageError(f"{name} has no registers that can be reached: no BARs, no ports, no memory")
+            raise UsageError(
+                f"{name} has no registers that can be reached: no BARs, no ports, no memory",
+                hint="of PCI devices those on bus 0 are mapped, and none behind a bridge",
+            )
         found = Target(
             name=name,
             board=bench.board,
@@ -116,9 +119,13 @@ def _path(session: Session, kind: str) -> str:
 
 
 def _above(session: Session, path: str) -> Iterator[str]:
-    """The device, what it hangs on, such as a disk's controller, what that hangs on, and so on: their paths in QOM."""
+    """The device, what it hangs on, such as a disk's controller, what that hangs on, and so on, up to a PCI function:
+    their paths in QOM.
+    """
     while path.startswith("/machine/") and path not in _CONTAINERS:
         yield path
+        if is_function(session, path):
+            return  # the bridge above it is another device
         try:
             path = session.qmp.execute("qom-get", path=path, property="parent_bus").rpartition("/")[0]
         except QmpError:  # what hangs on no bus

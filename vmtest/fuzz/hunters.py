@@ -122,14 +122,19 @@ def _work(parent: int, pipe: Connection, target: Target, qemu: Qemu, seed: int, 
 
     def told(report: Report, made: Reproducer | None) -> None:
         key = next((key for key, one in report.crashes.items() if one is made), "")
-        pipe.send(({name: getattr(report, name) for name in names}, key, made))
+        say(({name: getattr(report, name) for name in names}, key, made))
+
+    def say(what: object) -> None:
+        try:
+            pipe.send(what)
+        except OSError:  # nobody listens any more
+            one.stop()
 
     try:
         one.run(seconds=seconds, told=told)
     except VmtestError as error:
-        pipe.send(error)
-    with suppress(OSError):
-        pipe.send(None)
+        say(error)
+    say(None)
 
 
 def _listen(parent: int, pipe: Connection, one: Hunt) -> None:
