@@ -21,7 +21,7 @@ from vmtest.fuzz.choice import Choice
 from vmtest.fuzz.device import Hunt, Report
 from vmtest.fuzz.sequences import Way
 
-DEVICES = ("e1000e", "nvme", "usb-storage", "virtio-scsi-pci", "sd-card", "edu")
+DEVICES = ("e1000e", "nvme", "usb-storage", "virtio-scsi-pci", "sd-card", "edu", "xlnx-zcu102")
 LEAST = 1.0
 """Features with feedback, as a multiple of those without: the median of the devices."""
 
@@ -37,7 +37,7 @@ class Drawn(Choice[Way]):
 
 
 def run(name: str, seed: int, seconds: float, ways: type[Choice[Way]]) -> Report:
-    found, qemu = target(name)
+    found, qemu = target(name, binary="qemu-system-aarch64" if name == "xlnx-zcu102" else "")
     device.Choice = ways
     # A crash is not looked into, which takes longer for some than for others.
     hunt = Hunt(found, qemu, seed, confirming=False)
