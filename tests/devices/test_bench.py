@@ -10,6 +10,7 @@ import pytest
 from oncase import needs
 
 from vmtest.devices import session as sessions
+from vmtest.devices import silence
 from vmtest.devices.access import (
     ClockStep,
     Csr,
@@ -157,11 +158,11 @@ def test_a_hang_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "PATIENCE", 0.001)
     with Bench() as bench:
         assert bench.inb(0x80) == 0xFF
-        monkeypatch.setattr(sessions, "HANG", 0.0)
+        monkeypatch.setattr(silence, "HANG", 0.0)
         done = bench.run([Load(0, 1 << 24)] * 20)
         assert done.crash is not None
         assert (done.crash.kind, bench.session.process.returncode) == ("hang", -signal.SIGKILL)
-    monkeypatch.setattr(sessions, "HANG", 10.0)
+    monkeypatch.setattr(silence, "HANG", 10.0)
     with Bench() as bench, Session(bench.board, bench.qemu, lost=1.0) as session:
         psutil.Process(session.process.pid).suspend()
         crash = session.run([In(0x80, 1)]).crash

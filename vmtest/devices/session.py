@@ -7,7 +7,6 @@ import os
 import shlex
 import socket
 import threading
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -24,6 +23,7 @@ from vmtest.devices.crash import Crash, crash, internal_error
 from vmtest.devices.events import Events
 from vmtest.devices.limits import limits
 from vmtest.devices.requests import pieces, values
+from vmtest.devices.silence import Silence
 from vmtest.devices.tracer import Tracer
 from vmtest.errors import HostError, QemuDied, QmpError, UsageError
 from vmtest.host import Qemu
@@ -36,8 +36,6 @@ __all__ = ["LOST", "Board", "Done", "Session"]
 
 PATIENCE = 1.0
 """Seconds of silence after which a QEMU is looked at."""
-HANG = 3.0
-"""Seconds of CPU time that it may use for one operation."""
 LOST = 8.0
 """Seconds that it may do nothing at all: it waits for what never comes."""
 ANSWER = 20.0
@@ -101,7 +99,7 @@ class Session(Closing):
         sweep_once()
         self._directory = Workdir()
         self.events = Events(untold) if told else None
-        self._silence = _Silence()
+        self._silence = Silence()
         self._changed, self._resets, self._has_ended = threading.Condition(), 0, False
         self._has_stopped = threading.Event()
         pairs = {name: socket.socketpair() for name in ("qtest", "qmp")}
@@ -263,7 +261,7 @@ class Session(Closing):
     def _end(self, done: int, is_silent: bool) -> Crash:
         """How it has ended, or is ended now."""
         if is_silent:
-            is_at_work = self._silence.used >= min(HANG, self._lost / 2)
+            is_at_work = self._silence.is_at_work(self._lost)
             where = "" if is_at_work or not self._tracer else self._tracer.look()
             self.process.kill()
             said = "no answer, at work" if is_at_work else "no answer, and no work"
@@ -310,23 +308,3 @@ class Session(Closing):
             self.events.close()
             self.events = None
         self._directory.remove()
-
-
-class _Silence:
-    """How long QEMU has not answered: ``used`` are seconds of CPU time since it last did."""
-
-    def __init__(self) -> None:
-        self.used = 0.0
-        self._answered, self._begun = -1, 0.0
-        self._seen, self._still = 0.0, 0.0
-
-    def goes_on(self, cpu_seconds: float, answered: int, lost: float) -> bool:
-        """Whether it may still answer. It is looked at when it has been silent for a while, and again each while."""
-        now = time.monotonic()
-        if answered != self._answered:
-            self._answered, self._begun = answered, cpu_seconds
-            self._seen, self._still = cpu_seconds, now
-        if cpu_seconds > self._seen:  # it works: that it does nothing is counted anew
-            self._seen, self._still = cpu_seconds, now
-        self.used = cpu_seconds - self._begun
-        return self.used < HANG and now - self._still < lost

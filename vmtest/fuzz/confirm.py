@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 from weakref import WeakSet
 
-from vmtest.closing import Closing
-from vmtest.devices.access import UNSAID, Access, Fill, Flush, Reset, encode
+from vmtest.devices.access import UNSAID, Access, Flush, encode
 from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import SETTLE, Reproducer
 from vmtest.devices.requests import until
 from vmtest.devices.session import LOST, Session
 from vmtest.devices.target import Target
 from vmtest.fuzz.shrink import Shrinking
+from vmtest.fuzz.standby import Spare, Warm
 from vmtest.host import Qemu
 
 __all__ = ["Confirmer", "Found", "Stopped"]
@@ -34,8 +32,6 @@ MISLED = 8, 0.4
 is asked no more, which would take longer."""
 SOON_LOST = 0.5
 """Seconds after which a QEMU that does nothing is given up while its hang is made smaller."""
-SPARE = 2
-"""QEMUs that are started meanwhile."""
 LAST = (1, 2, 8, 32)
 """So many of the last pieces are tried, and then all."""
 
@@ -189,7 +185,7 @@ class Confirmer:
             return is_so
 
         shrinking = found.shrinking or Shrinking(found.accesses, len(self._target.begin))
-        with _Spare(lambda: self._session(lost)) as spare, _Warm(spare, self._target.arena) as warm:
+        with Spare(lambda: self._session(lost)) as spare, Warm(spare, self._target.arena) as warm:
             shrinking.go_on(same, seconds=seconds)
             small = shrinking.accesses
             if found.is_steady and not all(
@@ -203,7 +199,7 @@ class Confirmer:
         return found._replace(reproducer=made, shrinking=shrinking, is_smallest=shrinking.is_over)
 
     def _survives_reset(self, found: Found) -> bool:
-        with _Spare(lambda: self._session(_lost(found.crash.kind))) as spare, _Warm(spare, self._target.arena) as warm:
+        with Spare(lambda: self._session(_lost(found.crash.kind))) as spare, Warm(spare, self._target.arena) as warm:
             warm.ends(self._target.begin, found.reproducer.lockstep, 0.0)
             how, is_new = warm.ends(found.accesses, found.reproducer.lockstep, found.settle)
         return is_new or how is not None
@@ -241,55 +237,3 @@ def _flushed(accesses: Sequence[Access]) -> list[Access]:
         size += 0 if isinstance(access, UNSAID) else len(encode(access)) + 1
         found.append(access)
     return found
-
-
-class _Spare(Closing):
-    """Has QEMUs started while another one is at work: with a CPU to spare that costs no time."""
-
-    def __init__(self, start: Callable[[], Session]) -> None:
-        self._start = start
-        self._starter = ThreadPoolExecutor(SPARE)
-        self._next = deque(self._starter.submit(start) for _ in range(SPARE))
-
-    def take(self) -> Session:
-        """One that was just started."""
-        self._next.append(self._starter.submit(self._start))
-        return self._next.popleft().result()
-
-    def ends(self, accesses: Sequence[Access], lockstep: bool, settle: float) -> str | None:
-        """The key of the crash that one ends by; None where it lives."""
-        with self.take() as session:
-            crash = session.run(accesses, lockstep=lockstep, settle=settle).crash
-        return crash and crash.key
-
-    def close(self) -> None:
-        """End it."""
-        self._starter.shutdown()
-        for started in self._next:
-            if started.exception() is None:
-                started.result().close()
-
-
-class _Warm(Closing):
-    """A QEMU that goes on from one try to the next, reset and its memory cleared, as long as it lives."""
-
-    def __init__(self, spare: _Spare, arena: tuple[int, int]) -> None:
-        self._spare, self._afresh = spare, (Reset(), Fill(*arena, 0))
-        self._session: Session | None = None
-
-    def ends(self, accesses: Sequence[Access], lockstep: bool, settle: float) -> tuple[str | None, bool]:
-        """The key of the crash that it ends by, None where it lives; and whether it was just started."""
-        if self._session and self._session.run(self._afresh).crash:
-            self.close()
-        is_new = self._session is None
-        self._session = self._session or self._spare.take()
-        crash = self._session.run(accesses, lockstep=lockstep, settle=settle).crash
-        if crash:
-            self.close()
-        return crash and crash.key, is_new
-
-    def close(self) -> None:
-        """End it."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
