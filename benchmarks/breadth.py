@@ -9,6 +9,7 @@ counted; trouble is an error of ours, a process, a file or a descriptor that is 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -46,7 +47,7 @@ def fuzzed(kind: str, operations: int) -> Report:
 def left() -> tuple[int, int, int]:
     """Processes below ours, our descriptors, and directories of ours in the place for temporary files."""
     below = len(psutil.Process().children(recursive=True))
-    return below, len(list(Path("/proc/self/fd").iterdir())), len(list(base().iterdir()))
+    return below, len(list(Path("/proc/self/fd").iterdir())), len(list(base().glob(f"*-{os.getpid()}-*")))
 
 
 def main() -> int:

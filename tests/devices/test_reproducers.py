@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vmtest.devices import reproducer as reproducers
-from vmtest.devices.access import Fill, Flush, In, Load, Out, Reset, SetLine, Store, Write
+from vmtest.devices.access import ClockStep, Fill, Flush, In, Load, Out, Reset, SetLine, Store, Write
 from vmtest.devices.reproducer import Reproducer, from_shell, read
 from vmtest.devices.session import Board
 from vmtest.errors import UsageError
@@ -142,7 +142,9 @@ def test_the_c_test_compiles(tmp_path: Path) -> None:
     """The form in C is C, by the declarations that QEMU's libqtest.h has."""
     accesses = (Out(0xCF8, 1, 4), In(0x80, 1), Write(0x10, 1 << 40, 8), Store(0, b"\0a1"), Fill(0, 4, 1), Load(0, 4))
     found = from_shell(EDU)
-    text = Reproducer(**{**vars(found), "accesses": (*accesses, Flush()), "signature": "a: b"}).as_c("some-name")
+    text = Reproducer(**{**vars(found), "accesses": (*accesses, ClockStep(), Flush()), "signature": "a: b"}).as_c(
+        "some-name"
+    )
     (tmp_path / "qemu").mkdir()
     (tmp_path / "qemu" / "osdep.h").write_text("#include <stdint.h>\n#include <stddef.h>\n")
     (tmp_path / "libqtest.h").write_text(LIBQTEST)
@@ -152,7 +154,10 @@ def test_the_c_test_compiles(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "Found with all sent at once" in text
     assert "main loop" not in found.as_shell()
-    assert from_shell(waits := replace(found, lockstep=True).as_shell()).accesses == found.accesses
+    *before, step = found.accesses
+    assert step == ClockStep()
+    waits = replace(found, lockstep=True, accesses=tuple(before)).as_shell()
+    assert from_shell(waits).accesses == (*before, ClockStep(10**9))  # where time stands still timers need it
     assert waits.startswith("# found with QEMU's main loop run between operations")
     with pytest.raises(UsageError, match="C test"):
         Reproducer(**{**vars(found), "accesses": (SetLine("p", "", 0, 1),)}).as_c()
@@ -170,6 +175,8 @@ void qtest_writeq(QTestState *s, uint64_t addr, uint64_t value);
 void qtest_bufwrite(QTestState *s, uint64_t addr, const void *data, size_t size);
 void qtest_bufread(QTestState *s, uint64_t addr, void *data, size_t size);
 void qtest_memset(QTestState *s, uint64_t addr, uint8_t pattern, size_t size);
+int64_t qtest_clock_step(QTestState *s, int64_t step);
+int64_t qtest_clock_step_next(QTestState *s);
 void qtest_add_func(const char *name, void (*function)(void));
 void g_test_init(int *argc, char ***argv, ...);
 int g_test_run(void);

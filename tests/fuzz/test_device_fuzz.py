@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -131,7 +132,11 @@ def _are_gone(pids: Sequence[int]) -> bool:
 
 
 def _qemus(pid: int) -> list[psutil.Process]:
-    return [one for one in psutil.Process(pid).children(recursive=True) if one.name().startswith("qemu")]
+    found = []
+    for one in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            found += [one] if one.name().startswith("qemu") else []
+    return found
 
 
 def test_devices_are_listed(tmp_path: Path) -> None:

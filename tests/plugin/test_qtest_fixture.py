@@ -39,6 +39,7 @@ def test_what_goes_wrong(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
+        from vmtest.deadline import Deadline
 
         def test_crash(qtest):
             edu = qtest.pci("edu")
@@ -50,6 +51,13 @@ def test_what_goes_wrong(pytester: pytest.Pytester) -> None:
             while True:
                 bar.readl(0)
 
+        def test_last(qtest):
+            edu = qtest.pci("edu")
+            edu.enable()
+            for offset, value in ((0x88, 0xFFFF0000), (0x90, 4), (0x98, 1)):
+                edu.bar(0).writel(offset, value)
+            qtest.session.process.wait(Deadline(30))
+
         @pytest.mark.qtest(speed=3)
         def test_marker(qtest):
             pass
@@ -59,10 +67,11 @@ def test_what_goes_wrong(pytester: pytest.Pytester) -> None:
         """
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
-    result.assert_outcomes(failed=2, errors=1)
+    result.assert_outcomes(passed=1, failed=2, errors=2)
     result.stdout.fnmatch_lines_random(
         [
-            "*QemuDied: readl 0xe* has ended QEMU: error: EDU: DMA range*",
+            "*QemuDied: readl 0xe* was not answered: QEMU has ended: error: EDU: DMA range*",
+            "*QemuDied: behind the last operation: QEMU has ended: error: EDU: DMA range*",
             "*qemu: hardware error: EDU: DMA range*",
             "*UsageError: @pytest.mark.qtest: *speed*",
             "*UsageError: qemu-system-x86_64 has no device 'e1000x'*",

@@ -63,7 +63,9 @@ def device(
       vmtest fuzz device --list
 
     Each way in which QEMU ends is run again on a QEMU that was just started, made as small as it will go, and written
-    to a file. The exit code is 1 where there is one, and 130 where there is none and Ctrl-C has ended it.
+    to a file; when the time is over that goes on for as long again at most, and 30 s at least where it takes that.
+    Ctrl-C ends it at once, with the files as they are. The exit code is 1 where there is a crash, and 130 where there
+    is none and Ctrl-C has ended it.
     """
     if listed:
         return _list(name or "*", binary, machine, arguments, as_json)

@@ -23,7 +23,13 @@ __all__ = ["replay"]
 @click.command()
 @click.argument("paths", metavar="FINDING...", nargs=-1, required=True, type=Path)
 @click.option("--executors", metavar="NAMES", help="instead of the finding's own, with commas")
-@click.option("--qemu", "qemus", metavar="BINARY", multiple=True, help="add the executor qemu:BINARY; more than once")
+@click.option(
+    "--qemu",
+    "qemus",
+    metavar="BINARY",
+    multiple=True,
+    help="add the executor qemu:BINARY; for a device's crash, that QEMU alone; more than once",
+)
 @click.option("--first", is_flag=True, help="run the case as it was found, and not the smallest one")
 @click.option("--json", "as_json", is_flag=True, help="print a line of JSON a finding")
 def replay(paths: Sequence[Path], executors: str | None, qemus: tuple[str, ...], first: bool, as_json: bool) -> int:
@@ -34,7 +40,7 @@ def replay(paths: Sequence[Path], executors: str | None, qemus: tuple[str, ...],
 
     A difference is still there where the case is of the same cluster again: the same kind, on the same form, between
     the same two executors; on other executors or versions, between any two. A crash of a device is where it ends the
-    installed QEMU, or one of --qemu.
+    QEMU that it was found on, or with --qemu those instead, in whatever way.
 
     The exit code is 1 where one is still there, 0 where none is, 2 where a file could not be read, its executors are
     not to be had, or fewer than two of them can run it: the others are run all the same.
@@ -50,6 +56,7 @@ def replay(paths: Sequence[Path], executors: str | None, qemus: tuple[str, ...],
     if not as_json and tally.total:
         told = tally.total - tally.untold
         words = [f"{tally.there} of {told} are still there"] if told else []
+        words += [f"{tally.otherwise} of them otherwise than they were"] if tally.otherwise else []
         words += [f"{tally.untold} could not be compared"] if tally.untold else []
         words += [f"{tally.failed} could not be run"] if tally.failed else []
         click.echo(", ".join(words))
@@ -63,6 +70,7 @@ class _Tally:
     as_json: bool
     total: int = 0
     there: int = 0
+    otherwise: int = 0
     untold: int = 0
     failed: int = 0
 
@@ -107,11 +115,12 @@ def _devices(files: Sequence[Path], qemus: tuple[str, ...], tally: _Tally) -> No
     for file in files:
         try:
             found = read(file)
-            ends = [run_again(found, find_emulator(binary)) for binary in (found.binary, *qemus)]
+            ends = [run_again(found, find_emulator(binary)) for binary in qemus or (found.binary,)]
         except VmtestError as error:
             tally.failed += _told(error, None if str(file) in error.message else file)
             continue
         is_there = any(there for _, there in ends)
+        tally.otherwise += is_there and not any(": it is still there" in how for how, _ in ends)
         tally.total, tally.there = tally.total + 1, tally.there + is_there
         if tally.as_json:
             click.echo(json.dumps({"finding": str(file), "differs": is_there, "ends": [how for how, _ in ends]}))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from vmtest.closing import Closing
-from vmtest.devices.access import Access, In, Load, Out, Read, Store, Write
+from vmtest.devices.access import Access, ClockStep, In, Load, Out, Read, Store, Write
 from vmtest.devices.backends import device_arguments
 from vmtest.devices.pci import Pci, PciBus
 from vmtest.devices.session import Board, Done, Session
@@ -78,6 +78,12 @@ class Bench(Closing):
     def run(self, accesses: Sequence[Access], *, lockstep: bool = False) -> Done:
         """Many operations at once; see Session.run. That QEMU ends by them is told and not raised."""
         return self.session.run(accesses, lockstep=lockstep)
+
+    def step(self, ns: int | None = None) -> None:
+        """Let time pass for the machine's timers: so many nanoseconds, or up to the next timer. Where the build has no
+        accelerator qtest it is real time: at most 1 s, and 0.2 s for the next timer.
+        """
+        self.session.ask(ClockStep(ns))
 
     def inb(self, port: int) -> int:
         """8 bits of a port."""

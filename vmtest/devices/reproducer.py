@@ -15,6 +15,7 @@ from vmtest.devices.access import (
     FLUSH,
     RESET,
     Access,
+    ClockStep,
     Fill,
     Flush,
     In,
@@ -36,6 +37,8 @@ __all__ = ["FORMAT", "Reproducer", "confirmed", "from_shell", "read", "run"]
 
 FORMAT = 1
 """Of the files: another one is not read."""
+SECOND = 1_000_000_000
+"""Nanoseconds, in which timers may still end a QEMU whose clock stands still by itself."""
 SETTLE = 0.5
 """Seconds in which timers may still end QEMU."""
 TRIES = 5
@@ -128,19 +131,30 @@ class Reproducer:
         """
         if any(isinstance(access, Reset) for access in self.accesses):
             raise UsageError(
-                "a reset of the machine cannot be said in a here-document", hint="vmtest replay FILE runs it"
+                "it has a reset of the machine, as what is not yet made small may: a here-document cannot say that",
+                hint="vmtest replay FILE runs it",
             )
         lines = [encode(access).decode() for access in self.accesses if not isinstance(access, Flush)]
-        command = f"{self.binary} {shlex.join(self.board.arguments)} -display none -accel qtest -qtest stdio"
+        command = f"{Path(self.binary).name} {shlex.join(self.board.arguments)} -display none -accel qtest -qtest stdio"
         waits = self.lockstep or any(isinstance(access, Flush) for access in self.accesses)
         said = ["# found with QEMU's main loop run between operations, as a test in C has it"] if waits else []
+        said += [f"# {version}: {how or 'lives'}" for version, how in self.seen.items()]
+        lines += [encode(access).decode() for access in self._later()]
         return "\n".join([*said, f"cat << EOF | {command}", *lines, "EOF", ""])
+
+    def _later(self) -> Sequence[Access]:
+        """What upstream's forms need at the end: there time stands still by itself, and timers with it."""
+        return () if isinstance(self.accesses[-1], ClockStep) else (ClockStep(SECOND),)
 
     def as_c(self, name: str = "crash") -> str:
         """A test for QEMU's own suite (tests/qtest/libqtest.h)."""
         body = [_C[type(access)](access) for access in self.accesses if type(access) in _C]
-        if len(body) < len([access for access in self.accesses if not isinstance(access, Flush)]):
-            raise UsageError("a C test can be made of ports, memory and its contents alone", hint="the shell form")
+        if lacking := [access for access in self.accesses if type(access) not in {*_C, Flush}]:
+            raise UsageError(
+                f"a C test can be made of ports, memory and its contents alone, and not of {lacking[0]}",
+                hint="vmtest replay FILE runs it",
+            )
+        body += [_C[type(access)](access) for access in self._later()]
         arguments = shlex.join((*self.board.arguments, "-display", "none")).replace("\\", "\\\\").replace('"', '\\"')
         said = f"\n * {self.signature}" if self.signature else ""
         said += "" if self.lockstep else "\n * Found with all sent at once: this waits for each, and may not end by it."
@@ -251,6 +265,9 @@ _C: Mapping[type, Any] = {
     Write: lambda access: f"    qtest_write{_SUFFIX[access.size]}(s, 0x{access.address:x}, 0x{access.value:x});",
     Load: lambda access: f"    {{ char b[0x{access.length:x}]; qtest_bufread(s, 0x{access.address:x}, b, sizeof b); }}",
     Store: _c_store,
+    ClockStep: lambda access: (
+        "    qtest_clock_step_next(s);" if access.ns is None else f"    qtest_clock_step(s, {access.ns});"
+    ),
     Fill: lambda access: f"    qtest_memset(s, 0x{access.address:x}, 0x{access.byte:x}, 0x{access.length:x});",
 }
 _TEST = """\

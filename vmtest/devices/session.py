@@ -32,12 +32,14 @@ from vmtest.qemu.qmp import Event, Qmp
 from vmtest.qemu.qtest import AT_ONCE, Interrupt, Qtest, QtestEnded
 from vmtest.workdir import Workdir, sweep_once
 
-__all__ = ["LOST", "Board", "Done", "Session"]
+__all__ = ["LOST", "SOON", "Board", "Done", "Session"]
 
 PATIENCE = 1.0
 """Seconds of silence after which a QEMU is looked at."""
 LOST = 8.0
 """Seconds that it may do nothing at all: it waits for what never comes."""
+SOON = 0.02
+"""Seconds in which QEMU's main loop has run."""
 ANSWER = 20.0
 """Seconds for what QEMU does at once: an answer over QMP, its end."""
 HALTED = b"\xf4" * (64 << 10)
@@ -77,7 +79,8 @@ class Done:
 class Session(Closing):
     """A QEMU that waits for operations; use it as a context manager.
 
-    ``interrupts`` are the lines that were raised and lowered, of devices that were intercepted.
+    ``interrupts`` are the lines that were raised and lowered, of devices that were intercepted; ``crash`` is how it has
+    ended, once that was told.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Session(Closing):
         self.accel = board.accel or ("qtest" if "qtest" in qemu.accels else "tcg")
         sweep_once()
         self._directory = Workdir()
+        self.crash: Crash | None = None
         self.events = Events(untold) if told else None
         self._silence = Silence()
         self._changed, self._resets, self._has_ended = threading.Condition(), 0, False
@@ -171,6 +175,11 @@ class Session(Closing):
         loop has to do may still end QEMU. Raises UsageError for what cannot be said, and HostError
         where QEMU refuses an operation, such as one of the clock.
         """
+        done = self._run(accesses, lockstep, settle)
+        self.crash = self.crash or done.crash
+        return done
+
+    def _run(self, accesses: Sequence[Access], lockstep: bool, settle: float) -> Done:
         replies: list[bytes] = []
         try:
             for piece in pieces(accesses, has_clock=self.accel == "qtest"):
@@ -191,12 +200,20 @@ class Session(Closing):
         """One operation, and its answer. Raises QemuDied where it ends QEMU, and as ``run``."""
         done = self.run((access,))
         if done.crash:
-            raise QemuDied(
-                f"{encode(access).decode()[:80]} has ended QEMU: {done.crash.kind}: {done.crash.signature}",
-                exit_code=self.process.returncode or 0,
-                evidence=self.evidence(),
-            )
+            raise self._died(f"{encode(access).decode()[:80]} was not answered", done.crash)
         return done.replies[0]
+
+    def check(self) -> None:
+        """Raise QemuDied where QEMU has ended, or does within SOON, and that was not told yet."""
+        if self.crash is None and (crash := self.run((), settle=SOON).crash):
+            raise self._died("behind the last operation", crash)
+
+    def _died(self, when: str, crash: Crash) -> QemuDied:
+        return QemuDied(
+            f"{when}: QEMU has ended: {crash.kind}: {crash.signature}",
+            exit_code=self.process.returncode or 0,
+            evidence=self.evidence(),
+        )
 
     def number(self, access: In | Read) -> int:
         """What is read."""

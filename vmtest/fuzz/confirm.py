@@ -13,7 +13,7 @@ from vmtest.devices.access import UNSAID, Access, Flush, encode
 from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import SETTLE, Reproducer
 from vmtest.devices.requests import until
-from vmtest.devices.session import LOST, Session
+from vmtest.devices.session import LOST, SOON, Session
 from vmtest.devices.target import Target
 from vmtest.fuzz.shrink import Shrinking
 from vmtest.fuzz.standby import Spare, Warm
@@ -21,8 +21,6 @@ from vmtest.host import Qemu
 
 __all__ = ["Confirmer", "Found", "Stopped"]
 
-SOON = 0.02
-"""Seconds in which QEMU's main loop has run."""
 TIMES = 3
 """Tries by which it is told whether a crash comes each time; one that does not is tried so often as well."""
 AT_ONCE = 1024
@@ -102,7 +100,7 @@ class Confirmer:
             return None
         version = ".".join(map(str, self._qemu.version))
         made = Reproducer(
-            binary=self._qemu.path.name,
+            binary=self._qemu.name,
             board=self._target.board,
             accesses=tuple(accesses),
             lockstep=lockstep,

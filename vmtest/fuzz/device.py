@@ -32,6 +32,8 @@ LOCKSTEP = 8
 """One life in so many has each operation wait for the last one's answer."""
 PATIENCE = 0.5
 """Seconds after which a QEMU that does nothing is given up: that it hangs is seen where it is confirmed."""
+OFTEN = 0.5
+"""Seconds after which it is told how far it has come."""
 TRIES = 3
 """How often a crash is tried again, of another life each time, that did not come."""
 SLOW = 0.03
@@ -126,8 +128,11 @@ class Hunt:
             def goes_on() -> bool:
                 for came in backlog.came():
                     heard(came)
+                if time.monotonic() - begin - self.report.seconds > OFTEN:
+                    heard(None)
                 return time.monotonic() - begin < seconds and not self._is_stopped
 
+            heard(None)
             while goes_on():
                 crash, pieces = self._life(numbers, next(lives) % LOCKSTEP == 0, goes_on)
                 if crash and self._is_asked(crash, backlog):

@@ -51,6 +51,12 @@ class Qemu:
     sandbox: bool
     fingerprint: str
 
+    @property
+    def name(self) -> str:
+        """By which it is found again: its file's name where that is what PATH leads to, else its path."""
+        found = shutil.which(self.path.name)
+        return self.path.name if found and Path(found).resolve() == self.path else str(self.path)
+
 
 def parse_version(text: str) -> tuple[int, int, int] | None:
     """The version in what ``qemu-system-X --version`` prints; None where that is not a QEMU system emulator."""

@@ -21,8 +21,9 @@ QEMU's own arguments, and vmtest.devices.bench.Bench's."""
 @pytest.fixture
 def qtest(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A machine without a running CPU: ``nic = qtest.pci("e1000e"); nic.enable(); nic.bar(0).readl(8)``. It starts when
-    it is first used, with the devices that were named until then; see vmtest.devices.bench.Bench. Its machine is q35,
-    or that of ``@pytest.mark.qtest(binary="qemu-system-aarch64", machine="virt")``.
+    it is first used, with the devices that were named until then; see vmtest.devices.bench.Bench. That QEMU ends by the
+    last operation, which nobody has seen, is an error as well. Its machine is q35, or that of
+    ``@pytest.mark.qtest(binary="qemu-system-aarch64", machine="virt")``.
     """
     from vmtest.devices.bench import Bench
 
@@ -34,4 +35,5 @@ def qtest(request: pytest.FixtureRequest) -> Iterator[Bench]:
     with bench:
         yield bench
         if bench.is_running:
+            bench.session.check()
             request.node.user_properties.append(("vm_qtest", bench.session.accel))

@@ -50,6 +50,9 @@ def summary(report: Report, folder: Path) -> str:
     if report.unconfirmed:
         said = ", ".join(sorted(report.unconfirmed))
         lines.append(f"{len(report.unconfirmed)} did not come again on a QEMU that was just started: {said}")
+    told = {*report.crashes, *report.unconfirmed}
+    if left := [f"{key} ({times} times)" for key, times in report.seen.items() if key not in told]:
+        lines.append(f"not looked into, or as another one: {', '.join(left)}")
     if not report.crashes:
         return "\n".join([*lines, "no crash"])
     rows = [
