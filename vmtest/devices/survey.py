@@ -48,7 +48,7 @@ def survey(pattern: str = "*", *, binary: str = "", machine: str = "", arguments
     qemu = find_emulator(binary or BINARY)
     known = {kind: is_added for kind, is_added in kinds(qemu).items() if fnmatchcase(kind, pattern)}
     if not known:
-        raise UsageError(f"{qemu.path.name} has no device {pattern!r}", hint="a pattern such as 'virtio-*'")
+        raise UsageError(f"{qemu.path.name} has no device {pattern!r}", hint="without a pattern --list has them all")
 
     def tried(kind: str) -> Row:
         if not known[kind]:

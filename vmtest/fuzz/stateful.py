@@ -43,6 +43,8 @@ class DeviceMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        if not self.device:
+            raise UsageError(f"{type(self).__name__} names no device", hint='device = "e1000e", for example')
         self.target, self.qemu = _target(self.device, self.binary, self.machine, tuple(self.arguments))
         self.session = Session(self.target.board, self.qemu)
         try:
