@@ -17,8 +17,9 @@ from vmtest.devices.target import Target
 from vmtest.errors import HostError
 from vmtest.fuzz.backlog import LAST, SAMPLES, TURN, Backlog, Came
 from vmtest.fuzz.confirm import Confirmer, Found, Stopped
-from vmtest.fuzz.device import Report, by_itself
+from vmtest.fuzz.device import TRIES, Hunt, Report, by_itself
 from vmtest.fuzz.hunters import _take
+from vmtest.host import Qemu
 
 BEGIN = (Out(0xCF8, 1, 4),)
 TARGET = Target(name="x", board=Board(arguments=()), areas=(Area(name="a", address=0, size=8),), arena=(0, 1))
@@ -183,3 +184,15 @@ def test_processes_hear_of_each_others_crashes() -> None:
     assert one.heard == []
     assert other.heard[:2] == [("s", None), ("s", In(1, 1))]
     assert (report.operations, report.seen, len(report.crashes["s"].accesses)) == (2, {"s": 2}, 1)
+
+
+def test_what_came_to_another_crash_is_tried_again() -> None:
+    """That it came to a known one, once, does not hide it: it is tried as often as one that did not come at all."""
+    hunt = Hunt(TARGET, cast(Qemu, None), 1)
+    crash = Crash("signal", "s", "", 0)
+    with backlog(Asked()) as waiting:
+        for _ in range(TRIES):
+            assert hunt._is_asked(crash, waiting)
+            hunt._crash(Came("s", "a"))
+        assert not hunt._is_asked(crash, waiting)
+    assert hunt.report.unconfirmed == {}

@@ -171,14 +171,15 @@ class Confirmer:
             # Most do not, which one that is reset tells sooner; what does is seen on one that was just started.
             nonlocal misled, tries
             tries += 1
-            checks = found.checks if found.is_steady else TIMES
+            is_proved = False
             if found.survives_reset and misled < max(MISLED[0], MISLED[1] * tries):
                 ended, is_new = warm.ends(candidate, lockstep, settle)
                 if ended is None:
                     return False
-                checks -= is_new and ended == crash.key
-            ends = (spare.ends(candidate, lockstep, settle) for _ in range(checks))
-            is_so = not checks or (all if found.is_steady else any)(ended == crash.key for ended in ends)
+                is_proved = is_new and ended == crash.key
+            checks = (found.checks if found.is_steady else TIMES) - is_proved
+            comes = (spare.ends(candidate, lockstep, settle) == crash.key for _ in range(checks))
+            is_so = all(comes) if found.is_steady else is_proved or any(comes)
             misled += not is_so
             return is_so
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -35,7 +36,7 @@ PATIENCE = 0.5
 OFTEN = 0.5
 """Seconds after which it is told how far it has come."""
 TRIES = 3
-"""How often a crash is tried again, of another life each time, that did not come."""
+"""How often a crash is tried again, of another life each time, that did not come, or as another one."""
 SLOW = 0.03
 """Seconds: a sequence that takes longer is not kept, or all that follows would be as slow."""
 CHANGED: Way = (None, ())
@@ -96,7 +97,7 @@ class Hunt:
         self._untold = set[str]()
         self._look = Load(target.arena[0], 1)
         self._at_once: set[str] = set()
-        self._asked: set[str] = set()
+        self._asked, self._others = set[str](), Counter[str]()
         self._known: set[str] = set()
         self._is_stopped = False
         self.report = Report(target=target, seed=seed)
@@ -151,7 +152,7 @@ class Hunt:
         key, found = came
         self._asked.discard(key)
         if isinstance(found, str):
-            self._known.add(key)  # on a QEMU that was just started it comes to that one
+            self._others[key] += 1  # this time, on a QEMU that was just started, it came to that one
             return None
         if found is None:
             if key not in self.report.crashes:
@@ -242,7 +243,9 @@ class Hunt:
         report.seen[key] = report.seen.get(key, 0) + 1
         if not self._is_confirming or key in self._asked or key in self._known:
             return False
-        return backlog.wants(key) if key in report.crashes else report.unconfirmed.get(key, 0) < TRIES
+        if key in report.crashes:
+            return backlog.wants(key)
+        return report.unconfirmed.get(key, 0) + self._others[key] < TRIES
 
 
 def _size(made: Reproducer) -> tuple[int, int]:
