@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -27,6 +28,7 @@ from vmtest.devices.access import (
     Write,
 )
 from vmtest.devices.bench import Bench
+from vmtest.devices.events import ERRORS
 from vmtest.devices.session import Board, Session
 from vmtest.errors import HostError, QemuDied, UsageError
 from vmtest.host import find_emulator
@@ -37,6 +39,8 @@ BOARDS = [
     ("qemu-system-aarch64", "virt"),
     ("qemu-system-riscv64", "virt"),
 ]
+NOWHERE = 0xFFFFFFFFF0
+"""An address that has nothing."""
 E1000E = 0x10D38086
 # docs/specs/edu.rst of QEMU.
 EDU_FACTORIAL, EDU_STATUS, EDU_RAISE, EDU_ACK = 0x08, 0x20, 0x60, 0x64
@@ -198,19 +202,30 @@ def test_what_a_target_has_beside_registers() -> None:
 
 
 def test_events_are_told_no_more() -> None:
-    """An event is switched off on a QEMU that runs, or from its start; what has no switch is not taken for one."""
-    accesses = Out(0xCF8, 0x8000FA04, 4), In(0xCFC, 2), Read(0, 1)
+    """An event is switched off on a QEMU that runs, or from its start; where it is none, what QEMU says of a
+    guest's errors is.
+    """
+    accesses = Out(0x510, 0, 2), In(0x511, 1), Read(NOWHERE, 1)  # of fw_cfg
     with Bench() as bench, Session(bench.board, bench.qemu, told=True) as session:
         assert session.events is not None
+        session.events.take()  # of its start
         session.run(accesses)
-        assert any(line.startswith(b"pci_cfg_read ") for line in session.events.take())
-        assert session.untell(["pci_cfg_read", "Invalid"]) == {"pci_cfg_read"}
+        assert _kinds(session.events.take()) == {b"fw_cfg_select", b"fw_cfg_read", b"Invalid"}
+        assert session.untell(["fw_cfg_select"]) == {"fw_cfg_select"}
         session.run(accesses)
-        assert not any(line.startswith(b"pci_cfg_read ") for line in session.events.take())
-    with Session(bench.board, bench.qemu, told=True, untold={"pci_cfg_read"}) as session:
+        assert _kinds(session.events.take()) == {b"fw_cfg_read", b"Invalid"}
+        assert session.untell(["Invalid"]) == {ERRORS}
+        session.run(accesses)
+        assert _kinds(session.events.take()) == {b"fw_cfg_read"}
+    with Session(bench.board, bench.qemu, told=True, untold={"fw_cfg_select", ERRORS}) as session:
         assert session.events is not None
+        session.events.take()
         session.run(accesses)
-        assert not any(line.startswith(b"pci_cfg_read ") for line in session.events.take())
+        assert _kinds(session.events.take()) == {b"fw_cfg_read"}
+
+
+def _kinds(lines: Iterable[bytes]) -> set[bytes]:
+    return {line.partition(b" ")[0] for line in lines}
 
 
 def test_resets_and_events() -> None:
@@ -218,12 +233,13 @@ def test_resets_and_events() -> None:
     with Bench() as bench, Session(bench.board, bench.qemu, told=True) as session:
         assert session.events is not None
         select, command = Out(0xCF8, 0x8000FA04, 4), In(0xCFC, 2)  # of the AHCI controller
-        done = session.run([select, Out(0xCFC, 7, 2), command, Reset(), select, command])
+        told = Out(0x510, 0, 2)  # to fw_cfg
+        done = session.run([select, Out(0xCFC, 7, 2), command, told, Reset(), select, command])
         assert done.crash is None
         assert [reply for reply in done.replies if reply is not None] == [7, 0]
         lines = session.events.take()
-        assert any(line.startswith(b"pci_cfg_read") for line in lines)
-        assert not any(line.startswith((b"memory_region", b"qemu_mutex")) for line in lines)
+        assert any(line.startswith(b"fw_cfg_select") for line in lines)
+        assert not any(line.startswith((b"memory_region", b"qemu_mutex", b"pci_cfg", b"x86")) for line in lines)
         assert session.events.take() == []
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "insn": "vmtest.cli.insn",
     "fuzz": "vmtest.cli.fuzz",
     "replay": "vmtest.cli.replay",
+    "shrink": "vmtest.cli.shrink",
     "import": "vmtest.cli.reproducers",
     "reproducer": "vmtest.cli.reproducers",
 }

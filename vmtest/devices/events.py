@@ -7,40 +7,21 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-__all__ = ["Events"]
+__all__ = ["ERRORS", "TRACED", "Events"]
 
 INFRASTRUCTURE = (
     *("aio", "bdrv", "blk", "breakpoint", "cpu", "dirty", "exec", "flatview", "guest", "handle", "job", "loader"),
-    *(
-        "loadvm",
-        "lockcnt",
-        "memory",
-        "migrat",
-        "module",
-        "monitor",
-        "object",
-        "poll",
-        "qbus",
-        "qcrypto",
-        "qdev",
-        "qemu",
-    ),
-    *(
-        "qio",
-        "qmp",
-        "ram",
-        "reentrant",
-        "resettable",
-        "run_poll",
-        "runstate",
-        "savevm",
-        "system",
-        "thread",
-        "translate",
-    ),
-    *("visit", "vm_state", "vmstate"),
+    *("loadvm", "lockcnt", "memory", "migrat", "module", "monitor", "object", "poll", "qbus", "qcrypto", "qdev"),
+    *("qemu", "qio", "qmp", "ram", "reentrant", "resettable", "run_poll", "runstate", "savevm", "system", "thread"),
+    *("translate", "visit", "vm_state", "vmstate"),
 )
 """How the names of events begin that are of QEMU's own works, and not of devices."""
+MACHINES = ("apic", "ioapic", "msi", "pci_cfg", "pci_route", "pci_update", "pic", "x86")
+"""How those begin that are of each machine, and of no device: lines that each interrupt would cost."""
+ERRORS = "guest_errors"
+"""What stands for QEMU's words about a guest's errors, which are no events: they are told or not, together."""
+TRACED = "trace:-x86_*"
+"""What has QEMU tell nothing else but the events that are on."""
 FULL = 64 << 20
 """Bytes that the file may have."""
 
@@ -49,11 +30,11 @@ class Events:
     """A file in memory that a QEMU writes them to, a line each. ``arguments`` are its own, and it inherits ``fd``."""
 
     def __init__(self, without: Collection[str] = ()) -> None:
-        """All events but those of QEMU's own works, and those ``without`` which it is to be."""
+        """All events but those of QEMU's own works and of each machine, and those ``without`` which it is to be."""
         self.fd = os.memfd_create("vmtest-events", os.MFD_CLOEXEC)
         self._at = 0
-        off = (*(f"{prefix}_*" for prefix in INFRASTRUCTURE), *sorted(without))
-        items = ["guest_errors", "unimp", "trace:*", *(f"trace:-{name}" for name in off)]
+        off = (*(f"{prefix}_*" for prefix in (*INFRASTRUCTURE, *MACHINES)), *sorted({*without} - {ERRORS}))
+        items = [*([] if ERRORS in without else [ERRORS, "unimp"]), "trace:*", *(f"trace:-{name}" for name in off)]
         self.arguments = ("-D", f"/proc/self/fd/{self.fd}", "-d", ",".join(items))
 
     def take(self) -> list[bytes]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 from typing import Any
 
@@ -58,11 +59,12 @@ class Area:
 
 class Pen:
     """Draws by a ``random`` of the caller's, and writes down ``accesses``. ``arena`` is the guest's memory that is to
-    be used: its address, and how many bytes. ``name`` is what is worked on, with its properties.
+    be used: its address, and how many bytes. ``name`` is what is worked on, with its properties. ``roll()`` is a number
+    from 0 to 1.
     """
 
     def __init__(self, random: Random, arena: tuple[int, int], name: str = "") -> None:
-        self.random = random
+        self.random, self.roll = random, random.random
         self.name = name
         self.arena = arena
         self.accesses: list[Access] = []
@@ -72,23 +74,23 @@ class Pen:
 
     def chance(self, probability: float) -> bool:
         """True so often."""
-        return self.random.random() < probability
+        return self.roll() < probability
 
     def one_of(self, values: Sequence[Any]) -> Any:
         """One of them, each as likely as the others."""
-        return values[int(self.random.random() * len(values))]
+        return values[int(self.roll() * len(values))]
 
     def count(self, least: int, most: int) -> int:
         """A whole number between these, both included."""
-        return least + int(self.random.random() * (most - least + 1))
+        return least + int(self.roll() * (most - least + 1))
 
     def value(self, bits: int) -> int:
         """Any value of so many bits: most often one at the edge of something, or an address."""
-        kind = self.random.random()
+        kind = self.roll()
         if kind < 0.4:
             value = self.one_of(EDGES)
         elif kind < 0.5:
-            value = 1 << int(self.random.random() * bits)
+            value = 1 << int(self.roll() * bits)
         elif kind < 0.7 and bits >= 32:
             value = self.address()
         elif kind < 0.8:
@@ -102,7 +104,7 @@ class Pen:
         if self.laid and self.chance(0.4):
             return int(self.one_of(self.laid))
         base, size = self.arena
-        return base + (int(self.random.random() * size) & -int(self.one_of(ALIGNMENTS)))
+        return base + (int(self.roll() * size) & -int(self.one_of(ALIGNMENTS)))
 
     def room(self, size: int, align: int = 16) -> int:
         """The address of so many bytes of the arena that are in use for nothing else, as long as there are any."""
@@ -175,6 +177,12 @@ class Struct:
         if len(set(names)) < len(names):
             raise UsageError(f"{name} has two fields of a name")
         self._names = frozenset(names)
+        begins = accumulate((field.bits for field in fields), initial=0)
+        self._plan = [
+            (field.name, field.draw, (1 << field.bits) - 1, at)
+            for field, at in zip(fields, begins, strict=False)
+            if field.draw is not _zero
+        ]
 
     @property
     def size(self) -> int:
@@ -185,24 +193,22 @@ class Struct:
         """Its bytes. Raises UsageError for a field that it has not."""
         if unknown := given.keys() - self._names:
             raise UsageError(f"{self.name} has no field {min(unknown)!r}", hint=f"it has: {', '.join(self._names)}")
-        value, at = 0, 0
-        for name, bits, draw in ((field.name, field.bits, field.draw) for field in self.fields):
-            said = given[name] if name in given else draw(pen)
-            value |= (said & (1 << bits) - 1) << at
-            at += bits
+        value = 0
+        for name, draw, mask, at in self._plan:
+            value |= ((given[name] if name in given else draw(pen)) & mask) << at
         return value.to_bytes(self.size, "little")
 
 
 def constant(name: str, bits: int, value: int) -> Field:
     """What is always the same, but when it is not."""
-    return Field(name, bits, lambda pen: value if pen.random.random() >= ODD else pen.value(bits))
+    return Field(name, bits, lambda pen: value if pen.roll() >= ODD else pen.value(bits))
 
 
 def number(name: str, bits: int, *likely: int) -> Field:
     """One of the ``likely`` values, but when it is not; without these anything, and often an edge."""
     if not likely:
         return anything(name, bits)
-    return Field(name, bits, lambda pen: pen.one_of(likely) if pen.random.random() >= 2 * ODD else pen.value(bits))
+    return Field(name, bits, lambda pen: pen.one_of(likely) if pen.roll() >= 2 * ODD else pen.value(bits))
 
 
 def anything(name: str, bits: int) -> Field:
@@ -212,7 +218,11 @@ def anything(name: str, bits: int) -> Field:
 
 def zeros(bits: int) -> Field:
     """What is reserved, and always clear."""
-    return Field("", bits, lambda pen: 0)
+    return Field("", bits, _zero)
+
+
+def _zero(pen: Pen) -> int:
+    return 0
 
 
 def drawn(name: str, bits: int, draw: Callable[[Pen], int]) -> Field:
@@ -236,9 +246,13 @@ def flags(name: str, bits: int, **likely: int) -> Field:
         raise UsageError(f"{name} has {bits} bits, and {at} were named")
 
     def draw(pen: Pen) -> int:
-        if pen.random.random() < ODD:
+        if pen.roll() < ODD:
             return pen.value(bits)
-        return sum(bit for bit, probability in known if pen.random.random() < probability)
+        chance, value = pen.roll, 0
+        for bit, probability in known:
+            if chance() < probability:
+                value |= bit
+        return value
 
     return Field(name, bits, draw)
 
@@ -260,7 +274,7 @@ def pointer(
     """
 
     def draw(pen: Pen) -> int:
-        kind = pen.random.random()
+        kind = pen.roll()
         if kind < null:
             return 0
         if kind < null + ODD:

@@ -20,7 +20,7 @@ from vmtest.devices.access import (
     encode,
 )
 from vmtest.devices.crash import Crash, crash, internal_error
-from vmtest.devices.events import Events
+from vmtest.devices.events import ERRORS, TRACED, Events
 from vmtest.devices.limits import limits
 from vmtest.devices.requests import pieces, values
 from vmtest.devices.silence import Silence
@@ -222,12 +222,17 @@ class Session(Closing):
         return value
 
     def untell(self, names: Collection[str]) -> set[str]:
-        """Have these trace events told no more; those of the names that are ones."""
+        """Have these trace events told no more, and where other words are among them none of the guest's errors: what
+        a next session is to leave ``untold``.
+        """
         off = set()
         for name in names:
-            with contextlib.suppress(QmpError):  # what else is told has no switch
+            try:
                 self.qmp.execute("trace-event-set-state", name=name, enable=False)
                 off.add(name)
+            except QmpError:  # it is none
+                off.add(ERRORS)
+                self.qmp.execute("human-monitor-command", command_line=f"log {TRACED}")
         return off
 
     def reset(self) -> Crash | None:

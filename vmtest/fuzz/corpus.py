@@ -115,7 +115,7 @@ def _other(access: Access, pen: Pen) -> Access:
 
 def _near(value: int, bits: int, pen: Pen) -> int:
     """One bit less or more, one more or less, or any other."""
-    kind = pen.random.random()
+    kind = pen.roll()
     if kind < 0.4:
         other = value ^ 1 << pen.count(0, bits - 1)
     elif kind < 0.6:

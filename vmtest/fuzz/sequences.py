@@ -91,7 +91,7 @@ class Drawer:
         return pen.accesses
 
     def _one(self, pen: Pen, hot: Sequence[_Register], areas: Sequence[Area]) -> None:
-        kind = pen.random.random()
+        kind = pen.roll()
         if kind < CONFIGURED and self._target.functions:
             self._configure(pen)
         elif kind < 0.12:
@@ -128,7 +128,7 @@ class Drawer:
                 return
 
     def _area(self, pen: Pen) -> Area:
-        return self._target.areas[bisect(self._weights, pen.random.random() * self._weights[-1])]
+        return self._target.areas[bisect(self._weights, pen.roll() * self._weights[-1])]
 
     def _register(self, pen: Pen, area: Area) -> _Register:
         size = min(pen.one_of((1, 2, 4, 4, 4) if area.is_port else (1, 2, 4, 4, 4, 4, 8)), _power(area.size))

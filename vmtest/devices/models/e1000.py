@@ -215,7 +215,7 @@ class E1000(Model):
     @step(3)
     def management(self) -> None:
         """The PHY and the EEPROM (13.4.3, 13.4.4), which has wires, too."""
-        pen, kind = self.pen, self.pen.random.random()
+        pen, kind = self.pen, self.pen.roll()
         if kind < 0.3:
             self.phy(pen.count(0, 31), None, pen.one_of((1, 1, 1, 1, 0, 2, 31)))
         elif kind < 0.45:

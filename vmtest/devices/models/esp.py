@@ -60,7 +60,7 @@ class Esp(Model):
         """A command with so much by DMA: the engine goes first, or last, or not at all."""
         pen = self.pen
         direction = FROM_DEVICE if to_memory == pen.chance(0.97) else 0
-        order = pen.random.random()
+        order = pen.roll()
         if order < 0.95:
             pen.write(self.ports, DMA_COMMAND, IDLE | direction)
             pen.write(self.ports, DMA_COUNT, size if pen.chance(0.95) else pen.value(24))

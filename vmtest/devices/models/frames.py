@@ -192,7 +192,7 @@ def frame(pen: Pen, *, jumbo: float = 0.04) -> Frame:
             tags = pen.one_of((b"\x88\xa8", b"\x81\x00")) + b"\0\5" + tags
     link = to + MAC + tags
     content = b"\x5a" * pen.one_of(JUMBO if pen.chance(jumbo) else PAYLOADS)
-    kind = pen.random.random()
+    kind = pen.roll()
     at = len(link) + 2
     if kind < 0.85:
         is_ipv6 = kind >= 0.55

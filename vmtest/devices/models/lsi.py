@@ -107,7 +107,7 @@ class Lsi(Model):
         """A block move: what it is about is told by itself, by an entry of the table, or by a word."""
         pen = self.pen
         address, size = move
-        kind = pen.random.random()
+        kind = pen.roll()
         if kind < 0.6:
             self._emit(phase << 24 | size & 0xFFFFFF, address)
         elif kind < 0.9:

@@ -123,7 +123,7 @@ class Nvme(Model):
     # -- data --------------------------------------------------------------------------------------------------------
 
     def _page(self) -> int:
-        kind = self.pen.random.random()
+        kind = self.pen.roll()
         if kind < 0.01:  # the controller is to write to itself
             return self.registers.address + int(self.pen.one_of((0, DOORBELLS)))
         if self.buffer and kind < 0.2:

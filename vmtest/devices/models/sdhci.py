@@ -214,7 +214,7 @@ class Sdhci(Model):
     @step(8)
     def go_on(self) -> None:
         """Wait; or move on at a boundary, at a gap that was asked for, or by the port, now and then the other way."""
-        kind = self.pen.random.random()
+        kind = self.pen.roll()
         if kind < 0.2:
             self.pen.flush()
         elif kind < 0.45:
@@ -228,7 +228,7 @@ class Sdhci(Model):
     @step(5)
     def stop(self) -> None:
         """The card's transfer, or the controller's, or all of it."""
-        kind = self.pen.random.random()
+        kind = self.pen.roll()
         if kind < 0.4:
             self.issue(STOP)
         elif kind < 0.7:
