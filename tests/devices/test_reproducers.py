@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,21 +70,17 @@ def test_made_smaller(tmp_path: Path) -> None:
     script, made = tmp_path / "edu.sh", tmp_path / "edu.toml"
     script.write_text(EDU.replace("writel 0xe0000088", f"{noise}writel 0xe0000088"))
     _vmtest("import", str(script), "--title", "DMA out of bounds")
-    before = made.read_text()
+    before = read(made)
     assert f"{made}: 88 operations before, " in _vmtest("shrink", str(made), "--time", "30").stdout
     found = read(made)
     assert len(found.accesses) <= len(from_shell(EDU).accesses)
-    assert (found.title, found.signature) == ("DMA out of bounds", read_text(before).signature)
+    assert (found.title, found.signature) == ("DMA out of bounds", before.signature)
     assert "it is still there" in _vmtest("replay", str(made), code=1).stdout
     for accesses, said in ((found.accesses[:1], "QEMU lives"), (found.accesses, "QEMU ends otherwise")):
         text = replace(found, accesses=accesses, signature="another one").dumps()
         made.write_text(text)
         assert said in _vmtest("shrink", str(made), code=2).stderr
         assert made.read_text() == text
-
-
-def read_text(text: str) -> Reproducer:
-    return Reproducer.parse(tomllib.loads(text))
 
 
 def test_what_is_there_no_more(tmp_path: Path) -> None:
