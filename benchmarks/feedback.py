@@ -2,50 +2,37 @@
 
     python benchmarks/feedback.py [--seconds S] [--seeds N] [DEVICE ...]
 
-Both are told the trace events and count what is new in them (vmtest/fuzz/coverage.py); with feedback some of
-the sequences are ones that showed something new, changed (vmtest/fuzz/choice.py), without it all are drawn. They take
-turns, on all CPUs.
+Both are told the trace events, and count what is new in them and, where there are few, in the values of registers
+(vmtest/fuzz/coverage.py). With feedback some of the sequences are ones that showed something new, changed; what has
+brought more is drawn more often (vmtest/fuzz/choice.py), and so are registers that answer. Without it all are drawn.
+They take turns, on all CPUs.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from common import median, reached
 from tabulate import tabulate
 
 from vmtest.devices.target import target
-from vmtest.fuzz import device
-from vmtest.fuzz.choice import Choice
 from vmtest.fuzz.device import Hunt, Report
-from vmtest.fuzz.sequences import Way
 
 DEVICES = ("e1000e", "nvme", "usb-storage", "virtio-scsi-pci", "sd-card", "edu", "xlnx-zcu102")
 LEAST = 1.0
 """Features with feedback, as a multiple of those without: the median of the devices."""
 
 
-class Drawn(Choice[Way]):
-    """Takes nothing that is kept, and learns nothing."""
-
-    def __init__(self, ways: Mapping[Way, float]) -> None:
-        super().__init__({way: weight for way, weight in ways.items() if way != device.CHANGED})
-
-    def came(self, way: Way, gained: float, seconds: float) -> None:
-        pass
-
-
-def run(name: str, seed: int, seconds: float, ways: type[Choice[Way]]) -> Report:
+def run(name: str, seed: int, seconds: float, *, feedback: bool) -> Report:
     found, qemu = target(name, binary="qemu-system-aarch64" if name == "xlnx-zcu102" else "")
-    device.Choice = ways
     # A crash is not looked into, which takes longer for some than for others.
-    hunt = Hunt(found, qemu, seed, confirming=False)
+    hunt = Hunt(found, qemu, seed, feedback=feedback, counting=True, confirming=False)
     return hunt.run(seconds=seconds, told=lambda report, made: None)
 
 
 def row(name: str, seeds: Sequence[int], seconds: float) -> tuple[str, float, float, float, float, float]:
-    pairs = [(run(name, seed, seconds, Choice), run(name, seed, seconds, Drawn)) for seed in seeds]
+    pairs = [tuple(run(name, seed, seconds, feedback=feedback) for feedback in (True, False)) for seed in seeds]
     with_it, without = ([pair[index] for pair in pairs] for index in (0, 1))
     features = [median([report.features for report in several]) for several in (with_it, without)]
     events = [median([report.events for report in several]) for several in (with_it, without)]

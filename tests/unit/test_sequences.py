@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from random import Random
 
-from vmtest.devices.access import Access, Flush, Out, Read, Store, Write, encode
+from vmtest.devices.access import Access, Flush, In, Out, Read, Store, Write, encode
 from vmtest.devices.layout import Area
 from vmtest.devices.pci import Function
 from vmtest.devices.session import Board
@@ -21,6 +21,26 @@ AREAS = (
 )
 ARENA = (0x100000, 0x40000)
 TARGET = Target(name="x", board=Board(arguments=()), areas=AREAS, arena=ARENA)
+
+
+def test_registers_that_answer_are_drawn_more_often() -> None:
+    """What was read, and was neither nothing nor all bits, is drawn for half of the registers of its area."""
+    area = Area(name="regs", address=0x1000, size=0x1000)
+    other = Area(name="ports", address=0x1000, size=0x100, is_port=True)
+    drawer = Drawer(Target(name="nic", board=Board(arguments=()), areas=[area, other], arena=ARENA))
+
+    def share(access: Read | In) -> float:
+        drawn = [drawer.sequence(Random(number), (None, (area,))) for number in range(200)]
+        several = [one for sequence in drawn for one in sequence if isinstance(one, type(access))]
+        return several.count(access) / len(several)
+
+    there = Read(0x1F38, 4)
+    assert share(there) < 0.02
+    drawer.learn((Flush(), Read(0x1010, 4), Write(0x1F38, 1, 4), Read(0x1020, 2), In(0x1030, 1)), (0, None, 0xFFFF, 0))
+    assert share(there) < 0.02
+    drawer.learn((there, In(0x1040, 1)), (0x80, 3))
+    assert 0.2 < share(there) < 0.6
+    assert share(In(0x1040, 1)) > 0.2
 
 
 def test_the_same_seed_draws_the_same() -> None:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 
 from vmtest.devices.access import Access, Flush, In, Read
 
-__all__ = ["Coverage"]
+__all__ = ["Coverage", "is_there"]
 
 SPARSE = 12
-"""Kinds of events: where there are fewer the values count that registers return."""
+"""Kinds of events: where there are fewer the values count that registers return, but for what nothing returns."""
 MACHINES = (b"Invalid ", b"Attempted ")
 """How guests' errors begin that are of each machine, and of no device."""
 LEARNING = 64
@@ -19,7 +19,7 @@ LEARNING = 64
 LOUD = 1_000
 """Lines of an event in one sequence: one for each byte that is moved is no news."""
 REMEMBERED = 100_000
-"""Lines whose meaning is kept."""
+"""Lines, and numbers, whose meaning is kept."""
 
 
 class Coverage:
@@ -28,7 +28,9 @@ class Coverage:
     def __init__(self) -> None:
         self.kinds: set[bytes] = set()
         self._seen: set[object] = set()
-        self._lines: dict[bytes, tuple[int, int]] = {}
+        self._pairs: set[int] = set()
+        self._lines: dict[bytes, int] = {}
+        self._sizes: dict[bytes, bytes] = {}
         self._numbers: dict[bytes, int] = {}
         self._sequences = 0
 
@@ -43,7 +45,7 @@ class Coverage:
     @property
     def features(self) -> int:
         """How many."""
-        return len(self._seen)
+        return len(self._seen) + len(self._pairs)
 
     def new(self, lines: Iterable[bytes], accesses: Sequence[Access], replies: Sequence[object]) -> int:
         """How much a sequence, which was told in these lines and answered so, has of what none had before: events with
@@ -51,46 +53,58 @@ class Coverage:
         those of both nearly every sequence would be new for ever, and what is kept no better than what is drawn.)
         """
         self._sequences += 1
-        before, seen, last = len(self._seen), self._seen, 0
-        meanings = self._lines
+        before, known, pairs, last = self.features, self._lines, self._pairs, 0
         for line in lines:
-            meaning, kind = meanings.get(line) or self._meaning(line)
-            if meaning:
-                seen.add(meaning)
-                seen.add(~(last << 24 | kind))
-                last = kind
+            kind = known.get(line)
+            if kind is None:
+                kind = self._kind(line)
+            if kind:
+                pairs.add(last | kind)
+                last = kind << 24
         if self._sequences > LEARNING and len(self.kinds) < SPARSE:
             answered = (access for access in accesses if not isinstance(access, Flush))
             for access, reply in zip(answered, replies, strict=False):
-                if isinstance(access, In | Read) and isinstance(reply, int):
-                    seen.add((access, reply.bit_length()))
-        return len(seen) - before
+                if isinstance(reply, int) and is_there(access, reply):
+                    self._seen.add((access, reply.bit_length()))
+        return self.features - before
 
-    def _meaning(self, line: bytes) -> tuple[int, int]:
-        """A number for the line and all that differ from it in numbers of about the same size alone, and one for all of
-        its event; 0 for those of each machine.
+    def _kind(self, line: bytes) -> int:
+        """A number for its event, 0 for those of each machine. Seen is the line, and with it all that differ from it in
+        numbers of about the same size alone.
         """
         if len(self._lines) > REMEMBERED:
             self._lines.clear()
-        found = 0, 0
+        kind = 0
         if not line.startswith(MACHINES):
             name = line.partition(b" ")[0]
             self.kinds.add(name)
-            found = self._number(_NUMBER.sub(_size, line)), self._number(b"event " + name)
-        self._lines[line] = found
-        return found
+            words = _NUMBER.split(line)
+            for at in range(1, len(words), 2):  # the numbers
+                words[at] = self._sizes.get(words[at]) or self._size(words[at])
+            self._seen.add(b"".join(words))
+            kind = self._numbers.setdefault(name, len(self._numbers) + 1)
+        self._lines[line] = kind
+        return kind
 
-    def _number(self, of: bytes) -> int:
-        return self._numbers.setdefault(of, len(self._numbers) + 1)
+    def _size(self, number: bytes) -> bytes:
+        if len(self._sizes) > REMEMBERED:
+            self._sizes.clear()
+        self._sizes[number] = size = _size(number)
+        return size
 
 
-_NUMBER = re.compile(rb"0x([0-9a-fA-F]+)|\b([0-9]+)\b")
+def is_there(access: Access, reply: int) -> bool:
+    """Whether what was read says that there is something: nothing has no bits, or all."""
+    return isinstance(access, In | Read) and 0 < reply < (1 << 8 * access.size) - 1
 
 
-def _size(found: re.Match[bytes]) -> bytes:
+_NUMBER = re.compile(rb"(0x[0-9a-fA-F]+|\b[0-9]+\b)")
+
+
+def _size(number: bytes) -> bytes:
     """What is left of a number: small ones are what they are, of others the bits; addresses of QEMU's own are none."""
-    value = int(found[1], 16) if found[1] else int(found[2])
+    value = int(number, 16 if number.startswith(b"0x") else 10)
     if value < 4:
-        return found[0][-1:]
+        return number[-1:]
     bits = value.bit_length()
     return b"@" if bits > 40 else b"#%d" % bits

@@ -25,8 +25,8 @@ from vmtest.host import Qemu
 
 __all__ = ["Hunt", "Report", "by_itself"]
 
-RESET = 8
-"""Sequences between two resets of the machine."""
+RESET = 800
+"""Operations between two resets of the machine."""
 LIFE = 400
 """Sequences of one QEMU: what it has been told is all tried where a crash does not come of less."""
 LOCKSTEP = 8
@@ -40,7 +40,9 @@ TRIES = 3
 SLOW = 0.03
 """Seconds: a sequence that takes longer is not kept, or all that follows would be as slow."""
 CHANGED: Way = (None, ())
-"""The way to make a sequence of one that is kept: taken as often as all others together where it brings as much."""
+"""The way to make a sequence of one that is kept."""
+AS_OFTEN = 0.15
+"""How often that is taken where it brings as much as the others, of what these are together."""
 
 
 @dataclass(kw_only=True)
@@ -82,18 +84,26 @@ class Hunt:
     """A run on one target. ``report`` is what has come of it."""
 
     def __init__(
-        self, target: Target, qemu: Qemu, seed: int, *, feedback: bool = True, confirming: bool = True
+        self,
+        target: Target,
+        qemu: Qemu,
+        seed: int,
+        *,
+        feedback: bool = True,
+        counting: bool = False,
+        confirming: bool = True,
     ) -> None:
-        """With ``feedback`` sequences that show something new are kept, and changed. Without ``confirming`` crashes are
-        counted, and that is all.
+        """With ``feedback`` sequences that show something new are kept, and changed, and more of what has brought it is
+        drawn; when it is ``counting`` alone, what is new is counted. Without ``confirming`` crashes are counted, and
+        that is all.
         """
         self._target, self._qemu, self._seed = target, qemu, seed
-        self._is_confirming = confirming
+        self._is_confirming, self._is_guided = confirming, feedback
         self._drawer = Drawer(target)
-        self._coverage = Coverage() if feedback else None
+        self._coverage = Coverage() if feedback or counting else None
         self._corpus = Corpus(target.arena, self._drawer.sequence)
         self._avoided = Avoided(target)
-        self._ways = Choice({**self._drawer.ways, CHANGED: 1.0} if feedback else self._drawer.ways)
+        self._ways = Choice({**self._drawer.ways, CHANGED: AS_OFTEN} if feedback else self._drawer.ways)
         self._untold = set[str]()
         self._look = Load(target.arena[0], 1)
         self._at_once: set[str] = set()
@@ -184,10 +194,12 @@ class Hunt:
         ) as session:
             session.run(self._target.begin)
             self._start = time.perf_counter() - begin
-            for sequence in range(LIFE):
+            done = self.report.operations
+            for _ in range(LIFE):
                 if crash or not goes_on():
                     break
-                if sequence and sequence % RESET == 0:
+                if self.report.operations - done >= RESET:
+                    done = self.report.operations
                     pieces.append((Reset(), *self._target.begin))
                     self.report.resets += 1
                     if crash := session.run(pieces[-1]).crash:
@@ -224,9 +236,11 @@ class Hunt:
             lines = session.events.take()
             is_slow = time.perf_counter() - begin > SLOW
             gained = self._coverage.new(lines, accesses, done.replies)
-            if gained and not is_slow and crash is None:
-                self._corpus.add(accesses)
-            self._ways.came(way, gained, time.perf_counter() - begin + (self._start if crash else 0))
+            if self._is_guided:
+                self._drawer.learn(accesses, done.replies)
+                if gained and not is_slow and crash is None:
+                    self._corpus.add(accesses)
+                self._ways.came(way, gained, time.perf_counter() - begin + (self._start if crash else 0))
             if crash is None and (loud := self._coverage.loud(lines)):
                 self._untold |= session.untell(loud)
             report.events, report.features = len(self._coverage.kinds), self._coverage.features

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
 
-from vmtest.devices.access import Access, Fill, In, Out, Read, Write
+from vmtest.devices.access import UNSAID, Access, Fill, In, Out, Read, Write
 from vmtest.devices.layout import Area, Pen
 from vmtest.devices.models import Model, models
 from vmtest.devices.target import Target
 from vmtest.fuzz.choice import Choice
+from vmtest.fuzz.coverage import is_there
 
 __all__ = ["Avoided", "Drawer", "Way"]
 
@@ -27,6 +28,8 @@ AREAS, HOT = 2, 12
 """Areas, and registers of them, that a sequence works on, mostly: what one has been told matters to the others."""
 NEIGHBOURS = 0.4
 """How often these are registers that lie side by side, as those of one function of a device do."""
+LIVE = 0.5
+"""How often a register is one that was read, and answered."""
 STRAY = 0.04
 """How often a sequence of a model has an access to any register between two of its steps."""
 MESSAGES = 0.05
@@ -60,6 +63,26 @@ class Drawer:
         self.ways: dict[Way, float] = {(None, (area,)): blind * _weight(area) for area in target.areas}
         self.ways |= {(model, tuple(areas)): share / len(known) for model, areas in known}
         self._choice = Choice(self.ways)
+        self._places = sorted((area.is_port, area.address, index) for index, area in enumerate(target.areas))
+        self._asked = set[In | Read]()
+        self._live = dict[Area, list[_Register]]()
+
+    def learn(self, accesses: Iterable[Access], replies: Sequence[object]) -> None:
+        """Registers that were read, and answered so: those where there is something are drawn more often."""
+        said = (access for access in accesses if not isinstance(access, UNSAID))
+        for access, reply in zip(said, replies, strict=False):
+            if not isinstance(reply, int) or not is_there(access, reply) or access in self._asked:
+                continue
+            assert isinstance(access, In | Read)
+            at, size = access
+            self._asked.add(access)
+            if area := self._at(isinstance(access, In), at):
+                self._live.setdefault(area, []).append(_Register(area, at - area.address, size))
+
+    def _at(self, is_port: bool, address: int) -> Area | None:
+        index = bisect(self._places, (is_port, address, len(self._places))) - 1
+        area = self._target.areas[self._places[index][2]]
+        return area if area.is_port == is_port and 0 <= address - area.address < area.size else None
 
     def sequence(self, random: Random, way: Way | None = None) -> list[Access]:
         """One that is drawn by ``random``, in some way or in that one; a target's ``begin`` comes before it."""
@@ -131,6 +154,9 @@ class Drawer:
         return self._target.areas[bisect(self._weights, pen.roll() * self._weights[-1])]
 
     def _register(self, pen: Pen, area: Area) -> _Register:
+        if (live := self._live.get(area)) and pen.chance(LIVE):
+            found: _Register = pen.one_of(live)
+            return found
         size = min(pen.one_of((1, 2, 4, 4, 4) if area.is_port else (1, 2, 4, 4, 4, 4, 8)), _power(area.size))
         # Registers are at the beginning of most: a quarter of the time anywhere.
         reach = area.size if pen.chance(0.25) else min(area.size, pen.one_of((0x40, 0x100, 0x400, 0x1000)))

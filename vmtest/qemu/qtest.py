@@ -22,10 +22,6 @@ INTERRUPTS = 100_000
 
 AT_ONCE = 1_000
 """Requests that are made before they are sent."""
-BUFFER = 1 << 16
-"""Bytes that are received at once."""
-SHORTEST = len(b"OK\n")
-"""Bytes of a reply, at least."""
 TIMEVAL = struct.Struct("ll")
 """Seconds and microseconds of SO_RCVTIMEO (socket(7))."""
 
@@ -122,9 +118,9 @@ class Qtest:
 
     def _take(self, number: int, replies: list[bytes]) -> None:
         """Until there are so many."""
-        while (left := number - len(replies)) > 0:
+        while len(replies) < number:
             try:
-                self._receive(replies, SHORTEST * (left - 1) + 1)
+                self._receive(replies)
             except BlockingIOError:
                 self._look()
 
@@ -138,12 +134,8 @@ class Qtest:
         if not self._goes_on():
             raise TimeoutError
 
-    def _receive(self, replies: list[bytes], least: int = 1) -> None:
-        """Take what has come; ``least`` are bytes that will come, which are waited for together: to be woken for each
-        of them costs more than all that is done with them.
-        """
-        together = least > 1
-        data = self._sock.recv(min(least, BUFFER) if together else BUFFER, socket.MSG_WAITALL if together else 0)
+    def _receive(self, replies: list[bytes]) -> None:
+        data = self._sock.recv(1 << 16)
         if not data:
             raise ConnectionResetError
         if b"\n" not in data:  # in the midst of what is long

@@ -146,7 +146,7 @@ class Xhci(Model):
         for transfer in transfers:
             self._send(transfer)
         if self.pen.chance(0.15):  # for timers, which some transfers have, and for what disks have read
-            self.pen.wait(self.pen.one_of((300_000, 1_000_000, 2_000_000)))
+            self.pen.wait(self.pen.one_of((300_000, 1_000_000)))
 
     @step(6)
     def recover(self) -> None:
