@@ -25,8 +25,8 @@ from vmtest.host import Qemu
 
 __all__ = ["Hunt", "Report", "by_itself"]
 
-RESET = 800
-"""Operations between two resets of the machine."""
+RESET = 8
+"""Sequences between two resets of the machine."""
 LIFE = 400
 """Sequences of one QEMU: what it has been told is all tried where a crash does not come of less."""
 LOCKSTEP = 8
@@ -41,8 +41,9 @@ SLOW = 0.03
 """Seconds: a sequence that takes longer is not kept, or all that follows would be as slow."""
 CHANGED: Way = (None, ())
 """The way to make a sequence of one that is kept."""
-AS_OFTEN = 0.15
-"""How often that is taken where it brings as much as the others, of what these are together."""
+AS_OFTEN = 1.0
+"""How often that is taken where it brings as much as the others, of what these are together. With less there are more
+features, and fewer crashes: AHCI's null pointer came to two of five seeds instead of five."""
 
 
 @dataclass(kw_only=True)
@@ -194,12 +195,10 @@ class Hunt:
         ) as session:
             session.run(self._target.begin)
             self._start = time.perf_counter() - begin
-            done = self.report.operations
-            for _ in range(LIFE):
+            for sequence in range(LIFE):
                 if crash or not goes_on():
                     break
-                if self.report.operations - done >= RESET:
-                    done = self.report.operations
+                if sequence and sequence % RESET == 0:
                     pieces.append((Reset(), *self._target.begin))
                     self.report.resets += 1
                     if crash := session.run(pieces[-1]).crash:

@@ -57,7 +57,7 @@ class Drawer:
         self._weights = list(accumulate(_weight(area) for area in target.areas))
         known = models(target.areas)
         # Of a whole machine most areas are no model's: it has as much of the time as a few areas.
-        named = {area for _, areas in known for area in areas}
+        named = self._named = {area for _, areas in known for area in areas}
         share = KNOWN * min(1.0, 4 * len(named) / len(target.areas))
         blind = (1 - share) / self._weights[-1]
         self.ways: dict[Way, float] = {(None, (area,)): blind * _weight(area) for area in target.areas}
@@ -68,7 +68,7 @@ class Drawer:
         self._live = dict[Area, list[_Register]]()
 
     def learn(self, accesses: Iterable[Access], replies: Sequence[object]) -> None:
-        """Registers that were read, and answered so: those where there is something are drawn more often."""
+        """Registers of no model that were read, and answered so: those where there is something are drawn more often."""
         said = (access for access in accesses if not isinstance(access, UNSAID))
         for access, reply in zip(said, replies, strict=False):
             if not isinstance(reply, int) or not is_there(access, reply) or access in self._asked:
@@ -76,7 +76,7 @@ class Drawer:
             assert isinstance(access, In | Read)
             at, size = access
             self._asked.add(access)
-            if area := self._at(isinstance(access, In), at):
+            if (area := self._at(isinstance(access, In), at)) and area not in self._named:
                 self._live.setdefault(area, []).append(_Register(area, at - area.address, size))
 
     def _at(self, is_port: bool, address: int) -> Area | None:
