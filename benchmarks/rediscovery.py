@@ -1,7 +1,7 @@
 """How long it takes to find known crashes of QEMU 7.2 again, from an empty corpus, with machines and devices as in the
 reports on them.
 
-    python benchmarks/rediscovery.py [--seeds N] [--seconds S] [NAME ...]
+    python benchmarks/rediscovery.py [--seeds N] [--seconds S] [--no-feedback] [NAME ...]
 
 Each seed is a run of its own, which ends when the crash has been found, confirmed on a QEMU that was just started, and
 made small: at most 15 operations. What is to be reached: each within 120 s, and on 4 of 5 seeds.
@@ -56,7 +56,7 @@ class _Over(Exception):
     pass
 
 
-def seconds_to(known: Known, seed: int, limit: float) -> tuple[float, int] | None:
+def seconds_to(known: Known, seed: int, limit: float, *, feedback: bool = True) -> tuple[float, int] | None:
     """How long it took, and how many operations are left of it; None where it was not found."""
     found, qemu = target(known.device, binary=known.binary, machine=known.machine, arguments=known.arguments)
     begin = time.monotonic()
@@ -70,7 +70,7 @@ def seconds_to(known: Known, seed: int, limit: float) -> tuple[float, int] | Non
             raise _Over
 
     try:
-        Hunt(found, qemu, seed).run(seconds=limit, told=told)
+        Hunt(found, qemu, seed, feedback=feedback).run(seconds=limit, told=told)
     except _Found:
         return time.monotonic() - begin, len(last[0].accesses)
     except _Over:
@@ -83,10 +83,14 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(known.name for known in KNOWN)}")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--no-feedback", action="store_true", help="all is drawn: to compare with")
     options = parser.parse_args()
     rows = []
     for known in (known for known in KNOWN if not options.names or known.name in options.names):
-        tries = [seconds_to(known, seed, options.seconds) for seed in range(1, options.seeds + 1)]
+        tries = [
+            seconds_to(known, seed, options.seconds, feedback=not options.no_feedback)
+            for seed in range(1, options.seeds + 1)
+        ]
         times = [one for one in tries if one is not None and one[0] <= options.seconds]
         said = [f"{one[0]:.0f}" if one else "-" for one in tries]
         most = max((operations for _, operations in times), default=0)

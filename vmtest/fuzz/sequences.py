@@ -68,7 +68,7 @@ class Drawer:
         self._live = dict[Area, list[_Register]]()
 
     def learn(self, accesses: Iterable[Access], replies: Sequence[object]) -> None:
-        """Registers of no model that were read, and answered so: those where there is something are drawn more often."""
+        """Registers of no model that were read, and answered so: where there is something is drawn more often."""
         said = (access for access in accesses if not isinstance(access, UNSAID))
         for access, reply in zip(said, replies, strict=False):
             if not isinstance(reply, int) or not is_there(access, reply) or access in self._asked:
