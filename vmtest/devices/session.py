@@ -143,7 +143,7 @@ class Session(Closing):
             else:
                 words += ["-S"]
         words += ["-chardev", f"socket,id=vmtest-qtest,fd={ends['qtest']}"]
-        words += ["-object", "qtest,id=vmtest,chardev=vmtest-qtest,log=/dev/null"]
+        words += ["-object", "qtest,id=vmtest,chardev=vmtest-qtest,log=none"]
         words += ["-no-shutdown", "-action", "panic=none"]
         if self.events:
             self._inherited.append(self.events.fd)
