@@ -227,12 +227,13 @@ class Session(Closing):
         """
         off = set()
         for name in names:
-            try:
+            with contextlib.suppress(QmpError):  # it is none
                 self.qmp.execute("trace-event-set-state", name=name, enable=False)
                 off.add(name)
-            except QmpError:  # it is none
-                off.add(ERRORS)
+                continue
+            with contextlib.suppress(QmpError):  # QEMU has ended, which is seen next
                 self.qmp.execute("human-monitor-command", command_line=f"log {TRACED}")
+                off.add(ERRORS)
         return off
 
     def reset(self) -> Crash | None:
