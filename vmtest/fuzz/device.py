@@ -42,8 +42,7 @@ SLOW = 0.03
 CHANGED: Way = (None, ())
 """The way to make a sequence of one that is kept."""
 AS_OFTEN = 1.0
-"""How often that is taken where it brings as much as the others, of what these are together. With less there are more
-features, and AHCI's null pointer came to fewer seeds (benchmarks/rediscovery.py)."""
+"""How often that is taken where it brings as much as the others, of what these are together."""
 
 
 @dataclass(kw_only=True)
