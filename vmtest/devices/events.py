@@ -16,7 +16,7 @@ INFRASTRUCTURE = (
     *("translate", "visit", "vm_state", "vmstate"),
 )
 """How the names of events begin that are of QEMU's own works, and not of devices."""
-MACHINES = ("apic", "ioapic", "msi", "pci_cfg", "pci_route", "pci_update", "pic", "x86")
+MACHINES = ("apic", "ioapic", "msi", "msix", "pci_cfg", "pci_route", "pci_update", "pic", "x86")
 """How those begin that are of each machine, and of no device: lines that each interrupt would cost."""
 ERRORS = "guest_errors"
 """What stands for QEMU's words about a guest's errors, which are no events: they are told or not, together."""

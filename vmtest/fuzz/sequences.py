@@ -63,12 +63,14 @@ class Drawer:
         self.ways: dict[Way, float] = {(None, (area,)): blind * _weight(area) for area in target.areas}
         self.ways |= {(model, tuple(areas)): share / len(known) for model, areas in known}
         self._choice = Choice(self.ways)
-        self._places = sorted((area.is_port, area.address, index) for index, area in enumerate(target.areas))
+        self._places = _Places(target.areas)
         self._asked = set[In | Read]()
         self._live = dict[Area, list[_Register]]()
 
     def learn(self, accesses: Iterable[Access], replies: Sequence[object]) -> None:
         """Registers of no model that were read, and answered so: where there is something is drawn more often."""
+        if len(self._named) == len(self._target.areas):
+            return
         said = (access for access in accesses if not isinstance(access, UNSAID))
         for access, reply in zip(said, replies, strict=False):
             if not isinstance(reply, int) or not is_there(access, reply) or access in self._asked:
@@ -76,13 +78,8 @@ class Drawer:
             assert isinstance(access, In | Read)
             at, size = access
             self._asked.add(access)
-            if (area := self._at(isinstance(access, In), at)) and area not in self._named:
+            if (area := self._places.area(access)) and area not in self._named:
                 self._live.setdefault(area, []).append(_Register(area, at - area.address, size))
-
-    def _at(self, is_port: bool, address: int) -> Area | None:
-        index = bisect(self._places, (is_port, address, len(self._places))) - 1
-        area = self._target.areas[self._places[index][2]]
-        return area if area.is_port == is_port and 0 <= address - area.address < area.size else None
 
     def sequence(self, random: Random, way: Way | None = None) -> list[Access]:
         """One that is drawn by ``random``, in some way or in that one; a target's ``begin`` comes before it."""
@@ -197,6 +194,21 @@ def _power(size: int) -> int:
     return 1 << size.bit_length() - 1
 
 
+class _Places:
+    """Areas by where they are."""
+
+    def __init__(self, areas: Sequence[Area]) -> None:
+        self._areas = sorted(areas, key=lambda area: (area.is_port, area.address))
+        self._begins = [(area.is_port, area.address) for area in self._areas]
+
+    def area(self, access: Access) -> Area | None:
+        """The one that an access is to; None for others, such as PCI configuration."""
+        is_port = isinstance(access, In | Out)
+        at = access.port if isinstance(access, In | Out) else getattr(access, "address", 0)
+        area = self._areas[bisect(self._begins, (is_port, at)) - 1]
+        return area if area.is_port == is_port and area.address <= at < area.address + area.size else None
+
+
 class Avoided:
     """Accesses that have ended QEMU by themselves: they would keep it from all else. Where several of the areas of a
     name have, and there are others, these are left alone.
@@ -205,9 +217,8 @@ class Avoided:
     MOST = 4
 
     def __init__(self, target: Target) -> None:
-        self._areas = sorted(target.areas, key=lambda area: (area.is_port, area.address))
+        self._areas = _Places(target.areas)
         self._has_others = len({area.name for area in target.areas}) > 1
-        self._begins = [(area.is_port, area.address) for area in self._areas]
         self._places: set[tuple[type, int]] = set()
         self._times: Counter[tuple[type, str]] = Counter()
 
@@ -225,9 +236,8 @@ class Avoided:
 
     def _area(self, access: Access) -> str:
         """The name of the area that it is in; "" for none, such as PCI configuration."""
-        at = access.port if isinstance(access, In | Out) else getattr(access, "address", 0)
-        area = self._areas[bisect(self._begins, (isinstance(access, In | Out), at)) - 1]
-        return area.name if area.address <= at < area.address + area.size else ""
+        area = self._areas.area(access)
+        return area.name if area else ""
 
 
 def _place(access: Access) -> tuple[type, int] | None:

@@ -75,7 +75,7 @@ class Migration:
         other._begin("migrate-incoming", "fd:state", shared=True)
         self._run("migrate", "fd:state", deadline, shared=True)
         other._end("migrate-incoming", deadline, "saved")
-        # QEMU tells the end a moment before it is ready for `cont`, and then tells nothing more.
+        # QEMU tells the end a moment before it is ready for `cont`, and then tells nothing more: there is no event.
         while self._qmp.execute("query-status")["status"] == "finish-migrate" and not deadline.expired:
             time.sleep(0.001)
 
