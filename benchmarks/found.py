@@ -1,4 +1,4 @@
-"""What is found in the same time on each of twenty devices, on one QEMU or another: the table of docs/devices.md.
+"""What is found in the same time on each of twenty devices, on one QEMU or another: the table of docs/found.md.
 
     python benchmarks/found.py [--seconds S] [--at-once N] [--bin DIR] [--findings DIR] [DEVICE ...]
     python benchmarks/found.py --table

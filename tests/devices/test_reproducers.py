@@ -12,10 +12,12 @@ import pytest
 
 from vmtest.devices import reproducer as reproducers
 from vmtest.devices.access import ClockStep, Fill, Flush, In, Load, Out, Reset, SetLine, Store, Write
-from vmtest.devices.reproducer import Reproducer, from_shell, read
+from vmtest.devices.reproducer import Reproducer, from_shell, read, run
 from vmtest.devices.session import Board
 from vmtest.errors import UsageError
+from vmtest.host import find_emulator
 
+FIXTURES = Path(__file__).parent.parent.parent / "fixtures/reproducers"
 VMTEST = Path(sys.executable).parent / "vmtest"
 
 # docs/specs/edu.rst of QEMU: DMA to where there is no buffer of the device. QEMU 7.2 ends by hw_error().
@@ -52,6 +54,7 @@ def test_from_a_report_and_back(tmp_path: Path) -> None:
     assert "error" not in _vmtest("import", str(script), "--title", "DMA out of bounds").stderr
     found = read(made)
     assert found.signature.startswith("EDU: DMA range ")
+    assert found.words.startswith("qemu: hardware error: EDU: DMA range 0x00000000ffff0000")  # QEMU's own, with numbers
     assert (found.binary, found.title) == ("qemu-system-x86_64", "DMA out of bounds")
     assert found.board.arguments == ("-M", "q35", "-nodefaults", "-device", "edu", "-m", "32M")
     assert list(found.seen.values()) == [found.signature]
@@ -76,11 +79,37 @@ def test_made_smaller(tmp_path: Path) -> None:
     assert len(found.accesses) <= len(from_shell(EDU).accesses)
     assert (found.title, found.signature) == ("DMA out of bounds", before.signature)
     assert "it is still there" in _vmtest("replay", str(made), code=1).stdout
-    for accesses, said in ((found.accesses[:1], "QEMU lives"), (found.accesses, "QEMU ends otherwise")):
-        text = replace(found, accesses=accesses, signature="another one").dumps()
+    for signature, accesses in ((found.signature, found.accesses[:1]), ("another one", found.accesses)):
+        text = replace(found, accesses=accesses, signature=signature).dumps()
         made.write_text(text)
-        assert said in _vmtest("shrink", str(made), code=2).stderr
+        said = _vmtest("shrink", str(made), code=2).stderr
+        assert f"this QEMU does not end as the file says: {signature}" in said
         assert made.read_text() == text
+
+
+def test_made_smaller_in_its_own_mode(tmp_path: Path) -> None:
+    """Where QEMU ends by a reproducer as that sends it, and otherwise in the other mode, that is what is made smaller;
+    where nothing smaller is found there is no other file, and an output is the same.
+    """
+    if (qemu := find_emulator("qemu-system-x86_64")).version >= (8, 0, 0):
+        pytest.skip(f"{qemu.version_text} lives in lockstep as well")
+    queue = read(FIXTURES / "virtio-blk-pci-assertion-c6c0143b.toml")  # which in lockstep alone ends QEMU
+    edu = from_shell(EDU.replace("0x800008", "0x800010").replace("0xe0", "0xd0")).accesses
+    board = Board(arguments=(*queue.board.arguments, "-device", "edu"))
+    both = replace(queue, board=board, accesses=(*queue.accesses, *edu), seen={}, issue="")
+    (pipelined,) = (found for found in [run(replace(both, lockstep=False, signature=""), qemu)] if found)
+    assert (in_lockstep := run(both, qemu)) is not None
+    assert in_lockstep.signature == queue.signature != pipelined.signature
+    made, other = tmp_path / "made.toml", tmp_path / "other.toml"
+    made.write_text(replace(both, lockstep=False, signature=pipelined.signature).dumps())
+    _vmtest("shrink", str(made), "--time", "20")
+    found = read(made)
+    assert found.signature == pipelined.signature
+    assert len(found.accesses) <= len(edu)
+    before = made.read_text()
+    assert "nothing smaller was found" in _vmtest("shrink", str(made), "-o", str(other), "--time", "0.1").stdout
+    assert read(other) == found
+    assert made.read_text() == before
 
 
 def test_what_is_there_no_more(tmp_path: Path) -> None:
@@ -109,6 +138,8 @@ def test_files() -> None:
         accesses=accesses,
         lockstep=True,
         signature='hw/x.c f: a == "b\\c"',
+        words="a\x1b\nb",
+        unfinished=True,
         title="ä",
         issue="gitlab 1",
         seen={"7.2.0": "SIGSEGV", "10.0": ""},

@@ -43,7 +43,9 @@ def test_a_known_crash_is_found(tmp_path: Path) -> None:
     file = tmp_path / first["file"]
     # Five operations, where there is time: how far that goes in so many seconds is the machine's.
     assert [line["event"] for line in smaller] == ["smaller"] * len(smaller)
+    assert first["unfinished"]
     assert len(read(file).accesses) == smaller[-1]["operations"] < first["operations"]
+    assert read(file).unfinished == smaller[-1]["unfinished"]
     assert "1 of 1 are still there" in _vmtest("replay", str(file), where=tmp_path, code=1).stdout
 
 

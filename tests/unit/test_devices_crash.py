@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from vmtest.devices.crash import crash
+from vmtest.devices.crash import LINES, crash
 
 ABORT, SEGV, TRAP = -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGTRAP
 AHCI = "prep_size >= 0 && prep_size <= n * 512"
@@ -75,3 +75,13 @@ def test_signatures(code: int, words: str, kind: str, signature: str) -> None:
     """File without the build's directories, function, expression; no line numbers, and no numbers of this run."""
     found = crash(code, words, 3)
     assert (found.kind, found.signature, found.done, found.is_clean) == (kind, signature, 3, kind == "exit")
+
+
+def test_words_that_are_kept() -> None:
+    """Of all that QEMU said a crash keeps the lines that say how it ended, and of one without any the last lines."""
+    noise = "".join(f"bad access {number}\n" for number in range(100))
+    report = ["==9==ERROR: AddressSanitizer: heap-use-after-free on 0x6"]
+    report += [f"    #{number} 0x1 in frame{number} ../hw/sd/sd.c:5:7" for number in range(50)]
+    assert crash(1, noise + "\n".join(report), 0).last_words.splitlines() == report[:LINES]
+    assert crash(SEGV, noise, 0).last_words.splitlines() == noise.splitlines()[-LINES:]
+    assert crash(SEGV, "", 0).last_words == ""

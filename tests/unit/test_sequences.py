@@ -24,7 +24,9 @@ TARGET = Target(name="x", board=Board(arguments=()), areas=AREAS, arena=ARENA)
 
 
 def test_registers_that_answer_are_drawn_more_often() -> None:
-    """What was read, and was neither nothing nor all bits, is drawn for half of the registers of its area."""
+    """What was read, and was neither nothing nor all bits, is drawn for many of its area's registers, whatever
+    has no answer before it.
+    """
     area = Area(name="regs", address=0x1000, size=0x1000)
     other = Area(name="ports", address=0x1000, size=0x100, is_port=True)
     drawer = Drawer(Target(name="nic", board=Board(arguments=()), areas=[area, other], arena=ARENA))
@@ -38,7 +40,7 @@ def test_registers_that_answer_are_drawn_more_often() -> None:
     assert share(there) < 0.02
     drawer.learn((Flush(), Read(0x1010, 4), Write(0x1F38, 1, 4), Read(0x1020, 2), In(0x1030, 1)), (0, None, 0xFFFF, 0))
     assert share(there) < 0.02
-    drawer.learn((there, In(0x1040, 1)), (0x80, 3))
+    drawer.learn((Flush(), there, Write(0x1F00, 1, 4), In(0x1040, 1)), (0x80, None, 3))
     assert 0.2 < share(there) < 0.6
     assert share(In(0x1040, 1)) > 0.2
 

@@ -33,7 +33,7 @@ INTERRUPTED = 130
 @click.option(
     "--seed", metavar="N", type=int, help="with --no-feedback the same seed draws the same  [drawn, and printed]"
 )
-@click.option("--no-feedback", is_flag=True, help="keep no sequences for what they have newly reached")
+@click.option("--no-feedback", is_flag=True, help="draw all, whatever has been reached by what")
 @click.option("--findings", metavar="DIR", type=Path, default=Path("findings"), help="where they go  [findings]")
 @click.option("--json", "as_json", is_flag=True, help="print events as lines of JSON")
 def device(
@@ -101,7 +101,7 @@ def device(
                 event = "smaller" if file in written else "crash"
                 if as_json:
                     said = {"file": str(file), "signature": made.signature, "operations": len(made.accesses)}
-                    click.echo(as_line(event, said))
+                    click.echo(as_line(event, said | {"unfinished": made.unfinished}))
                 elif event == "crash":
                     progress.step(f"{event}: {made.title}: {file}")
                 written.add(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from vmtest.devices.reproducer import Reproducer
     from vmtest.host import Qemu
 
-__all__ = ["import_", "reproducer", "run_again", "write_text"]
+__all__ = ["can_be_written", "import_", "reproducer", "run_again", "write_text"]
 
 
 @click.command(name="import")
@@ -72,10 +73,21 @@ def reproducer(path: Path, as_c: bool) -> None:
     click.echo(found.as_c(path.stem) if as_c else found.as_shell(), nl=False)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file. Raises UsageError where it cannot be written."""
+def can_be_written(path: Path) -> None:
+    """Raises UsageError where a file cannot."""
     try:
-        path.write_text(text)
+        with TemporaryFile(dir=path.parent):
+            return
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, the whole of it or nothing. Raises UsageError where it cannot be written."""
+    temporary = path.with_name(f"{path.name}.part")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from vmtest.cli.fuzz_device import INTERRUPTED, SECONDS
-from vmtest.cli.reproducers import write_text
+from vmtest.cli.reproducers import can_be_written, write_text
+from vmtest.errors import HostError, UsageError
 
 if TYPE_CHECKING:
     from vmtest.devices.reproducer import Reproducer
@@ -19,13 +20,14 @@ __all__ = ["shrink"]
 @click.command()
 @click.argument("path", metavar="FILE", type=Path)
 @click.option("-o", "--output", metavar="FILE", type=Path, help="where to  [the same file]")
-@click.option("--qemu", metavar="BINARY", help="on that QEMU  [the one that the file names]")
+@click.option("--qemu", metavar="BINARY", help="on that QEMU, to --output  [the one that the file names]")
 @click.option("--time", "seconds", metavar="SECONDS", type=float, default=SECONDS, help=f"at most  [{SECONDS:g}]")
 def shrink(path: Path, output: Path | None, qemu: str | None, seconds: float) -> int:
     """Make a reproducer of a device's crash smaller.
 
     FILE is one that ``vmtest fuzz device`` or ``vmtest import`` has written, and is written anew: QEMU still ends by it
-    in the same way, by fewer operations, and simpler values. Ctrl-C ends it with what there is by then.
+    in the same way, by fewer operations, and simpler values. Where none are found it stays as it is. Ctrl-C ends it
+    with what there is by then.
     """
     from vmtest.devices.reproducer import read
     from vmtest.fuzz.campaign import above_zero
@@ -34,8 +36,11 @@ def shrink(path: Path, output: Path | None, qemu: str | None, seconds: float) ->
     from vmtest.report.progress import shown
 
     above_zero(**{"--time": seconds})
+    if qemu and not output:
+        raise UsageError("--qemu is for another file", hint="-o FILE: this one says what its own QEMU does")
     before = last = read(path)
-    is_smallest, is_interrupted = False, False
+    can_be_written(output or path)  # or nobody is to wait for it
+    trouble, is_interrupted = None, False
     with shown() as progress:
         progress.step(f"making {path} smaller")
 
@@ -45,10 +50,18 @@ def shrink(path: Path, output: Path | None, qemu: str | None, seconds: float) ->
             progress.note(f"{len(made.accesses)} operations")
 
         try:
-            _, is_smallest = smaller(before, find_emulator(qemu or before.binary), seconds=seconds, told=told)
+            last = smaller(before, find_emulator(qemu or before.binary), seconds=seconds, told=told)
         except KeyboardInterrupt:
             is_interrupted = True
-    write_text(output or path, last.dumps())
-    more = "" if is_smallest else "; there is more to be tried, in more --time"
-    click.echo(f"{output or path}: {len(before.accesses)} operations before, {len(last.accesses)} now{more}")
+        except HostError as error:
+            trouble = error
+    if output or last is not before:
+        write_text(output or path, last.dumps())
+    if last is not before:
+        more = "; not all was tried: more --time goes on" if last.unfinished else ""
+        click.echo(f"{output or path}: {len(before.accesses)} operations before, {len(last.accesses)} now{more}")
+    elif not trouble:
+        click.echo(f"{path}: {len(before.accesses)} operations, and nothing smaller was found")
+    if trouble:
+        raise trouble
     return INTERRUPTED if is_interrupted else 0

@@ -9,6 +9,10 @@ from typing import NamedTuple
 __all__ = ["Crash", "crash", "internal_error"]
 
 
+LINES = 30
+"""Of QEMU's words that are kept with a crash: a sanitizer's report is as long, up to the memory around."""
+
+
 class Crash(NamedTuple):
     """``kind`` is "assertion", "abort", "signal", "hang", "memory", "sanitizer", "error", "internal-error" or "exit".
     ``signature`` says what it was, ``words`` are QEMU's own. ``done`` is how many operations were answered before.
@@ -26,6 +30,14 @@ class Crash(NamedTuple):
         """What tells it from others of the same QEMU: where there are no words, by its place."""
         at = self.where.partition(" ")[0] if self.kind in ("signal", "abort", "hang", "memory") else ""
         return f"{self.signature} at {at}" if at else self.signature
+
+    @property
+    def last_words(self) -> str:
+        """Of ``words`` the lines that say how it ended, some LINES of them; the last ones where none does."""
+        found = [match.start() for kind, rule in _RULES if kind == self.kind and (match := rule.search(self.words))]
+        if not found:
+            return "\n".join(self.words.strip().splitlines()[-LINES:])
+        return "\n".join(self.words[self.words.rfind("\n", 0, found[0]) + 1 :].strip().splitlines()[:LINES])
 
     @property
     def is_clean(self) -> bool:

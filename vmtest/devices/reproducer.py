@@ -14,6 +14,7 @@ from typing import Any, Self
 from vmtest.devices.access import (
     FLUSH,
     RESET,
+    UNSAID,
     Access,
     ClockStep,
     Fill,
@@ -51,8 +52,9 @@ OURS = ("-qtest", "-qtest-log", "-display")
 class Reproducer:
     """``binary`` is QEMU's name, such as qemu-system-x86_64. In ``lockstep`` each operation waits for the last one's
     answer; else they are sent as fast as QEMU takes them, up to each Flush. ``signature`` is what it is to end with, ""
-    where it is not to end. ``seen`` is how QEMUs of some versions have ended, "" for one that has not;
-    ``issue`` is upstream's, where it is known there.
+    where it is not to end. ``words`` are what QEMU said when it did. ``seen`` is how QEMUs of some versions have ended,
+    "" for one that has not; ``issue`` is upstream's, where it is known there. It is ``unfinished`` where the time for
+    making it smaller was over before all was tried.
     """
 
     binary: str
@@ -60,6 +62,8 @@ class Reproducer:
     accesses: Sequence[Access]
     lockstep: bool = False
     signature: str = ""
+    words: str = ""
+    unfinished: bool = False
     title: str = ""
     source: str = ""
     issue: str = ""
@@ -80,6 +84,8 @@ class Reproducer:
             **({"accel": self.board.accel} if self.board.accel else {}),
             "lockstep": self.lockstep,
             "signature": self.signature,
+            **({"words": self.words} if self.words else {}),
+            **({"unfinished": True} if self.unfinished else {}),
             "operations": f"{lines}\n",
             **({"seen": dict(self.seen)} if self.seen else {}),
         }
@@ -103,6 +109,8 @@ class Reproducer:
             accesses=tuple(_operations(data["operations"].splitlines())),
             lockstep=data.get("lockstep", False),
             signature=data.get("signature", ""),
+            words=data.get("words", ""),
+            unfinished=data.get("unfinished", False),
             title=data.get("title", ""),
             source=data.get("source", ""),
             issue=data.get("issue", ""),
@@ -114,6 +122,12 @@ class Reproducer:
         """Of its file: readable, and of no other signature."""
         words = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
         return f"{words[:60]}-{hashlib.sha256(f'{self.title} {self.signature}'.encode()).hexdigest()[:8]}.toml"
+
+    @property
+    def size(self) -> tuple[int, int, bool]:
+        """Its operations, their bytes, and whether fewer might do."""
+        said = (access for access in self.accesses if not isinstance(access, UNSAID))
+        return len(self.accesses), sum(len(encode(access)) for access in said), self.unfinished
 
     def place(self, qemu: Qemu) -> str:
         """How a QEMU of that version ended, where its place in that build is a part of that; else ""."""
@@ -161,7 +175,7 @@ class Reproducer:
         return _TEST.format(said=said, name=re.sub(r"\W", "_", name), arguments=arguments, body="\n".join(body))
 
 
-_KINDS: Mapping[str, type] = {"format": int, "lockstep": bool, "seen": dict}
+_KINDS: Mapping[str, type] = {"format": int, "lockstep": bool, "unfinished": bool, "seen": dict}
 """By a file's field its type: a string where it is not here."""
 
 
@@ -197,9 +211,10 @@ def confirmed(reproducer: Reproducer, qemu: Qemu) -> Reproducer:
         found = run(replace(reproducer, lockstep=lockstep), qemu)
         if found and not found.is_clean:
             break
-    signature = found.signature if found and not found.is_clean else ""
-    seen = {**reproducer.seen, version: signature}
-    return replace(reproducer, lockstep=lockstep and bool(signature), signature=signature, seen=seen)
+    if found is None or found.is_clean:
+        return replace(reproducer, lockstep=False, signature="", words="", seen={**reproducer.seen, version: ""})
+    seen = {**reproducer.seen, version: found.signature}
+    return replace(reproducer, lockstep=lockstep, signature=found.signature, words=found.last_words, seen=seen)
 
 
 def _operations(lines: Sequence[str]) -> list[Access]:

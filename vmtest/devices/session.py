@@ -227,14 +227,20 @@ class Session(Closing):
         """
         off = set()
         for name in names:
-            with contextlib.suppress(QmpError):  # it is none
-                self.qmp.execute("trace-event-set-state", name=name, enable=False)
+            try:
+                self.qmp.execute("trace-event-set-state", timeout=self._lost, name=name, enable=False)
                 off.add(name)
-                continue
-            with contextlib.suppress(QmpError):  # QEMU has ended, which is seen next
-                self.qmp.execute("human-monitor-command", command_line=f"log {TRACED}")
-                off.add(ERRORS)
+            except QmpError as error:
+                if "unknown event" in error.message and self._unlog():
+                    off.add(ERRORS)
         return off
+
+    def _unlog(self) -> bool:
+        """Whether QEMU tells trace events alone now. Where it has ended, or hangs, that is seen next."""
+        with contextlib.suppress(QmpError):
+            # What HMP refuses it says in the answer.
+            return not self.qmp.execute("human-monitor-command", timeout=self._lost, command_line=f"log {TRACED}")
+        return False
 
     def reset(self) -> Crash | None:
         """Reset the machine, as its button does, and wait until that is done; how QEMU has ended, if it has."""

@@ -146,10 +146,14 @@ def regions(session: Session) -> Iterator[Area]:
             yield area
 
 
+def memory(session: Session) -> list[Area]:
+    """What the guest can write to that is no register."""
+    return [area for is_port, kind, area in _flat(session) if kind == "ram" and not is_port]
+
+
 def _arena(session: Session) -> tuple[int, int]:
     """In the largest piece of the guest's memory."""
-    found = [area for is_port, kind, area in _flat(session) if kind == "ram" and not is_port]
-    if not found:
+    if not (found := memory(session)):
         raise HostError("this machine has no memory")
     ram = max(found, key=lambda area: area.size)
     begin = max(ram.address, _ABOVE) if ram.address + ram.size >= _ABOVE + ARENA else ram.address

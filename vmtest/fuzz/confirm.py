@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 from weakref import WeakSet
 
-from vmtest.devices.access import UNSAID, Access, Flush, encode
+from vmtest.devices.access import UNSAID, Access, Fill, Flush, encode
 from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import SETTLE, Reproducer
 from vmtest.devices.requests import until
@@ -30,6 +30,8 @@ MISLED = 8, 0.4
 is asked no more, which would take longer."""
 SOON_LOST = 0.5
 """Seconds after which a QEMU that does nothing is given up while its hang is made smaller."""
+AGAIN = 5
+"""How often a reproducer is tried in each mode before its crash is gone."""
 LAST = (1, 2, 8, 32)
 """So many of the last pieces are tried, and then all."""
 
@@ -52,6 +54,11 @@ class Found(NamedTuple):
     survives_reset: bool = True
 
     @property
+    def is_unfinished(self) -> bool:
+        """Whether something was not tried: the time was over, or it came too seldom."""
+        return self.shrinking is None or not self.shrinking.is_over
+
+    @property
     def accesses(self) -> Sequence[Access]:
         """What it comes by."""
         return self.reproducer.accesses
@@ -62,10 +69,13 @@ class Stopped(Exception):
 
 
 class Confirmer:
-    """Tries crashes of a target again. ``source`` says what has found them."""
+    """Tries crashes of a target again. ``source`` says what has found them, ``clear`` what becomes of its memory where
+    QEMU is reset instead of started: all of the arena is cleared.
+    """
 
-    def __init__(self, target: Target, qemu: Qemu, source: str) -> None:
+    def __init__(self, target: Target, qemu: Qemu, source: str, *, clear: Sequence[Fill] | None = None) -> None:
         self._target, self._qemu, self._source = target, qemu, source
+        self._clear = (Fill(*target.arena, 0),) if clear is None else clear
         self._live, self._is_stopped, self._lock = WeakSet[Session](), False, threading.Lock()
 
     def stop(self) -> None:
@@ -94,6 +104,16 @@ class Confirmer:
                 break
         return other
 
+    def again(self, made: Reproducer) -> Found | None:
+        """The crash of a reproducer, as that says it, in its mode or the other one; None where it does not come."""
+        is_hang = made.signature.startswith("no answer")
+        lost, settle = _lost("hang" if is_hang else ""), 0.0 if is_hang else SETTLE
+        for lockstep in (made.lockstep, not made.lockstep) * AGAIN:
+            crash = self._ends(made.accesses, lockstep, settle, lost)
+            if crash and made.is_same(crash, self._qemu):
+                return self._found(made.accesses, lockstep, crash)
+        return None
+
     def _found(self, accesses: Sequence[Access], lockstep: bool, crash: Crash) -> Found | None:
         """None for a hang that is none, but a QEMU that was slow."""
         if crash.kind == "hang" and not self._comes(accesses, lockstep, crash, SETTLE, LOST):
@@ -105,6 +125,7 @@ class Confirmer:
             accesses=tuple(accesses),
             lockstep=lockstep,
             signature=crash.signature,
+            words=crash.last_words,
             title=f"{self._target.name}: {crash.kind}{crash.key.removeprefix(crash.signature)}",
             source=self._source,
             seen={version: crash.key},
@@ -184,7 +205,7 @@ class Confirmer:
             return is_so
 
         shrinking = found.shrinking or Shrinking(found.accesses, len(self._target.begin))
-        with Spare(lambda: self._session(lost)) as spare, Warm(spare, self._target.arena) as warm:
+        with Spare(lambda: self._session(lost)) as spare, Warm(spare, self._clear) as warm:
             shrinking.go_on(same, seconds=seconds)
             small = shrinking.accesses
             if found.is_steady and not all(
@@ -198,7 +219,7 @@ class Confirmer:
         return found._replace(reproducer=made, shrinking=shrinking, is_smallest=shrinking.is_over)
 
     def _survives_reset(self, found: Found) -> bool:
-        with Spare(lambda: self._session(_lost(found.crash.kind))) as spare, Warm(spare, self._target.arena) as warm:
+        with Spare(lambda: self._session(_lost(found.crash.kind))) as spare, Warm(spare, self._clear) as warm:
             warm.ends(self._target.begin, found.reproducer.lockstep, 0.0)
             how, is_new = warm.ends(found.accesses, found.reproducer.lockstep, found.settle)
         return is_new or how is not None

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from vmtest.devices.access import Access, Flush, In, Read
+from vmtest.devices.access import UNSAID, Access, In, Read
 
 __all__ = ["Coverage", "is_there"]
 
@@ -62,7 +62,7 @@ class Coverage:
                 pairs.add(last | kind)
                 last = kind << 24
         if self._sequences > LEARNING and len(self.kinds) < SPARSE:
-            answered = (access for access in accesses if not isinstance(access, Flush))
+            answered = (access for access in accesses if not isinstance(access, UNSAID))
             for access, reply in zip(answered, replies, strict=False):
                 if isinstance(reply, int) and is_there(access, reply):
                     self._seen.add((access, reply.bit_length()))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
 
-from vmtest.devices.access import UNSAID, Access, Load, Reset, encode
+from vmtest.devices.access import Access, Load, Reset
 from vmtest.devices.crash import Crash
 from vmtest.devices.reproducer import Reproducer
 from vmtest.devices.requests import until
@@ -168,8 +168,9 @@ class Hunt:
             if key not in self.report.crashes:
                 self.report.unconfirmed[key] = self.report.unconfirmed.get(key, 0) + 1
             return None
-        before, made = self.report.crashes.get(found.crash.key), found.reproducer
-        if before and _size(before) <= _size(made):
+        before = self.report.crashes.get(found.crash.key)
+        made = replace(found.reproducer, unfinished=found.is_unfinished)
+        if before and before.size <= made.size:
             return None  # it has become no smaller, or by what else it came it was
         self.report.unconfirmed.pop(found.crash.key, None)
         self.report.crashes[found.crash.key] = made
@@ -258,8 +259,3 @@ class Hunt:
         if key in report.crashes:
             return backlog.wants(key)
         return report.unconfirmed.get(key, 0) + self._others[key] < TRIES
-
-
-def _size(made: Reproducer) -> tuple[int, int]:
-    """Its operations, and their bytes."""
-    return len(made.accesses), sum(len(encode(access)) for access in made.accesses if not isinstance(access, UNSAID))

@@ -29,7 +29,7 @@ AREAS, HOT = 2, 12
 NEIGHBOURS = 0.4
 """How often these are registers that lie side by side, as those of one function of a device do."""
 LIVE = 0.5
-"""How often a register is one that was read, and answered."""
+"""How often a register that has no neighbours is one that was read, and answered."""
 STRAY = 0.04
 """How often a sequence of a model has an access to any register between two of its steps."""
 MESSAGES = 0.05

@@ -46,8 +46,9 @@ class Spare(Closing):
 class Warm(Closing):
     """A QEMU that goes on from one try to the next, reset and its memory cleared, as long as it lives."""
 
-    def __init__(self, spare: Spare, arena: tuple[int, int]) -> None:
-        self._spare, self._afresh = spare, (Reset(), Fill(*arena, 0))
+    def __init__(self, spare: Spare, clear: Sequence[Fill]) -> None:
+        self._spare = spare
+        self._afresh: Sequence[Access] = (Reset(), *clear)
         self._session: Session | None = None
 
     def ends(self, accesses: Sequence[Access], lockstep: bool, settle: float) -> tuple[str | None, bool]:

@@ -61,12 +61,15 @@ def summary(report: Report, folder: Path) -> str:
             signature,
             report.seen.get(signature, 1),
             len(made.accesses),
+            "not yet" if made.unfinished else "yes",
             _mode(made),
         )
         for signature, made in report.crashes.items()
     ]
-    lines += ["", tabulate(rows, ("kind", "signature", "seen", "operations", "sent"))]
+    lines += ["", tabulate(rows, ("kind", "signature", "seen", "operations", "smallest", "sent"))]
     lines += ["", f"a file each in {folder}; vmtest replay FILE runs one again, vmtest reproducer FILE is for upstream"]
+    if any(made.unfinished for made in report.crashes.values()):
+        lines.append("not yet smallest: the time was over before all was tried; vmtest shrink FILE goes on")
     return "\n".join(lines)
 
 
@@ -91,7 +94,12 @@ def as_dict(report: Report) -> dict[str, Any]:
         "corpus": report.corpus,
         "clean": report.clean,
         "crashes": [
-            {"signature": signature, "seen": report.seen.get(signature, 1), "operations": len(made.accesses)}
+            {
+                "signature": signature,
+                "seen": report.seen.get(signature, 1),
+                "operations": len(made.accesses),
+                "unfinished": made.unfinished,
+            }
             for signature, made in report.crashes.items()
         ],
         "unconfirmed": sorted(report.unconfirmed),
