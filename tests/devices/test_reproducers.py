@@ -50,8 +50,10 @@ def test_from_a_report_and_back(tmp_path: Path) -> None:
     comes out as a here-document with the same operations.
     """
     script, made = tmp_path / "edu.sh", tmp_path / "edu.toml"
-    script.write_text(EDU)
-    assert "error" not in _vmtest("import", str(script), "--title", "DMA out of bounds").stderr
+    script.write_text(
+        EDU.replace("-qtest stdio", "-qtest stdio 2>&1 >/dev/null | tee log").replace("0x7", "0x7 /* go */")
+    )
+    _vmtest("import", str(script), "--title", "DMA out of bounds", "--source", "https://example.org/1")
     found = read(made)
     assert found.signature.startswith("EDU: DMA range ")
     assert found.words.startswith("qemu: hardware error: EDU: DMA range 0x00000000ffff0000")  # QEMU's own, with numbers
@@ -61,7 +63,9 @@ def test_from_a_report_and_back(tmp_path: Path) -> None:
     said = _vmtest("replay", str(tmp_path), code=1).stdout
     assert "it is still there" in said
     assert said.endswith("1 of 1 are still there\n")
-    again = from_shell(_vmtest("reproducer", str(made)).stdout)
+    text = _vmtest("reproducer", str(made)).stdout
+    assert text.startswith("# DMA out of bounds\n# https://example.org/1\n")
+    again = from_shell(text)
     assert (again.accesses, again.board) == (found.accesses, found.board)
 
 
@@ -178,6 +182,8 @@ def test_bad_input(tmp_path: Path) -> None:
     for text, told in (
         ("echo hello", "no here-document for QEMU"),
         (EDU.replace("outw 0xcfc 0x7", "outw 0x10cfc 0x7"), "ports are 0 to 0xffff"),
+        (EDU.replace("0xe0000000", "9" * 23), "its words are not those that outl takes"),
+        ("cat << EOF | qemu-system-x86_64 -qtest stdio\nEOF\n", "it has no operations"),
         (EDU.replace("-device edu", "-device edo"), "'edo' is not a valid device model name"),
         (EDU.replace("qemu-system-x86_64", "qemu-system-zx80"), "qemu-system-zx80 is not on PATH"),
     ):
@@ -187,6 +193,16 @@ def test_bad_input(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
     assert "cannot be read" in _vmtest("import", str(tmp_path / "nowhere"), code=2).stderr
     assert "cannot be read" in _vmtest("reproducer", str(tmp_path / "nowhere.toml"), code=2).stderr
+    made = tmp_path / "a.toml"
+    made.write_text(replace(from_shell(EDU), accesses=(Reset(), *from_shell(EDU).accesses), signature="x").dumps())
+    before = made.read_text()
+    assert f"{made} is there already" in _vmtest("import", str(script), code=2).stderr
+    assert f"{made}: it has a reset" in _vmtest("reproducer", str(made), code=2).stderr
+    for output in (tmp_path, tmp_path / "none/x.toml"):
+        assert "cannot be written" in _vmtest("shrink", str(made), "-o", str(output), code=2).stderr
+    assert "--qemu is for another file" in _vmtest("shrink", str(made), "--qemu", "qemu-system-x86_64", code=2).stderr
+    assert made.read_text() == before
+    assert sorted(tmp_path.iterdir()) == [script, made]
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")

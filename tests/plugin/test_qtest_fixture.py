@@ -58,6 +58,10 @@ def test_what_goes_wrong(pytester: pytest.Pytester) -> None:
                 edu.bar(0).writel(offset, value)
             qtest.session.process.wait(Deadline(30))
 
+        @pytest.mark.qtest(memory="64M")
+        def test_memory(qtest):
+            qtest.readl(0)
+
         @pytest.mark.qtest(speed=3)
         def test_marker(qtest):
             pass
@@ -67,13 +71,14 @@ def test_what_goes_wrong(pytester: pytest.Pytester) -> None:
         """
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
-    result.assert_outcomes(passed=1, failed=2, errors=2)
+    result.assert_outcomes(passed=1, failed=2, errors=3)
     result.stdout.fnmatch_lines_random(
         [
             "*QemuDied: readl 0xe* was not answered: QEMU has ended: error: EDU: DMA range*",
             "*QemuDied: behind the last operation: QEMU has ended: error: EDU: DMA range*",
             "*qemu: hardware error: EDU: DMA range*",
-            "*UsageError: @pytest.mark.qtest: *speed*",
+            "*UsageError: @pytest.mark.qtest: memory='64M'*",
+            "*UsageError: @pytest.mark.qtest: speed=3*",
             "*UsageError: qemu-system-x86_64 has no device 'e1000x'*",
             "*hint: such as *e1000e*",
         ]

@@ -6,7 +6,6 @@ import sys
 import traceback
 import warnings
 from importlib import import_module
-from importlib.metadata import version
 from keyword import iskeyword
 
 import click
@@ -51,7 +50,7 @@ class _Lazy(click.Group):
     epilog="A guest is an image (vmtest list) or one declared in your pyproject.toml. First steps: `vmtest doctor`"
     " tells what this host can do, `vmtest run -- uname -a` boots the default guest.",
 )
-@click.version_option(version("pytest-vmtest"), prog_name="vmtest")
+@click.version_option(package_name="pytest-vmtest", prog_name="vmtest")
 def vmtest() -> None:
     """Boot real guests under QEMU or KVM, run commands in them, look at their consoles.
 

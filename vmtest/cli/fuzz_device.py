@@ -28,7 +28,14 @@ INTERRUPTED = 130
 @click.option("--qemu", "binary", metavar="BINARY", default="", help="on PATH, or a path  [qemu-system-x86_64]")
 @click.option("--arg", "arguments", metavar="WORD", multiple=True, help="an argument more for QEMU; more than once")
 @click.option("--accel", metavar="NAME", default="", help="qtest, tcg or kvm  [qtest where the build has it, else tcg]")
-@click.option("--time", "seconds", metavar="SECONDS", type=float, default=SECONDS, help=f"how long  [{SECONDS:g}]")
+@click.option(
+    "--time",
+    "seconds",
+    metavar="SECONDS",
+    type=float,
+    default=SECONDS,
+    help=f"for how long; crashes may take as long again  [{SECONDS:g}]",
+)
 @click.option("--jobs", "-j", metavar="N", type=int, default=1, help="processes, each with a seed of its own  [1]")
 @click.option(
     "--seed", metavar="N", type=int, help="with --no-feedback the same seed draws the same  [drawn, and printed]"
@@ -86,7 +93,7 @@ def device(
     found, qemu = target(name, binary=binary, machine=machine, arguments=arguments, accel=accel)
     last = Report(target=found, seed=SystemRandom().getrandbits(32) if seed is None else seed)
     click.echo(as_line("begin", as_dict(last)) if as_json else heading(last, qemu.version_text))
-    interrupted, trouble, written = False, None, set[Path]()
+    interrupted, trouble, written, kept = False, None, set[Path](), set[Path]()
     with shown() as progress:
         progress.step(f"fuzzing {name}")
 
@@ -96,8 +103,11 @@ def device(
             progress.note(noted(report))
             if made is not None:
                 file = findings / made.name
-                if not _is_smaller_there(file, made):
+                if _is_smaller_there(file, made):
+                    kept.add(file)
+                else:
                     write_text(file, made.dumps())
+                    kept.discard(file)
                 event = "smaller" if file in written else "crash"
                 if as_json:
                     said = {"file": str(file), "signature": made.signature, "operations": len(made.accesses)}
@@ -112,7 +122,7 @@ def device(
             interrupted = True
         except HostError as error:
             trouble = error
-    click.echo(as_line("end", as_dict(last)) if as_json else summary(last, findings))
+    click.echo(as_line("end", as_dict(last)) if as_json else summary(last, findings, kept))
     if trouble:
         raise trouble
     return 1 if last.crashes else INTERRUPTED if interrupted else 0

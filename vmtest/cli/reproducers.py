@@ -49,8 +49,11 @@ def import_(path: Path, output: Path | None, qemu: str | None, title: str, sourc
         found = replace(from_shell(text), title=title, source=source)
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}", hint=error.hint) from None
-    found = confirmed(found, find_emulator(qemu or found.binary))
     output = output or path.with_suffix(".toml")
+    if output.exists():
+        raise UsageError(f"{output} is there already", hint="-o FILE names another one; remove it to have it made anew")
+    can_be_written(output)
+    found = confirmed(found, find_emulator(qemu or found.binary))
     write_text(output, found.dumps())
     (how,) = found.seen.values()
     mode = "in lockstep" if found.lockstep else "as fast as QEMU takes it"
@@ -70,11 +73,16 @@ def reproducer(path: Path, as_c: bool) -> None:
     from vmtest.devices.reproducer import read
 
     found = read(path)
-    click.echo(found.as_c(path.stem) if as_c else found.as_shell(), nl=False)
+    try:
+        click.echo(found.as_c(path.stem) if as_c else found.as_shell(), nl=False)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}", hint=error.hint) from None
 
 
 def can_be_written(path: Path) -> None:
     """Raises UsageError where a file cannot."""
+    if path.is_dir():
+        raise UsageError(f"{path} cannot be written: it is a directory")
     try:
         with TemporaryFile(dir=path.parent):
             return
@@ -89,6 +97,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
         temporary.replace(path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 
 

@@ -40,7 +40,7 @@ def shrink(path: Path, output: Path | None, qemu: str | None, seconds: float) ->
         raise UsageError("--qemu is for another file", hint="-o FILE: this one says what its own QEMU does")
     before = last = read(path)
     can_be_written(output or path)  # or nobody is to wait for it
-    trouble, is_interrupted = None, False
+    trouble, is_interrupted, is_all = None, False, False
     with shown() as progress:
         progress.step(f"making {path} smaller")
 
@@ -50,18 +50,18 @@ def shrink(path: Path, output: Path | None, qemu: str | None, seconds: float) ->
             progress.note(f"{len(made.accesses)} operations")
 
         try:
-            last = smaller(before, find_emulator(qemu or before.binary), seconds=seconds, told=told)
+            last, is_all = smaller(before, find_emulator(qemu or before.binary), seconds=seconds, told=told)
         except KeyboardInterrupt:
             is_interrupted = True
         except HostError as error:
             trouble = error
     if output or last is not before:
         write_text(output or path, last.dumps())
+    more = "" if is_all else "; not all was tried: more --time goes on"
     if last is not before:
-        more = "; not all was tried: more --time goes on" if last.unfinished else ""
         click.echo(f"{output or path}: {len(before.accesses)} operations before, {len(last.accesses)} now{more}")
     elif not trouble:
-        click.echo(f"{path}: {len(before.accesses)} operations, and nothing smaller was found")
+        click.echo(f"{path}: {len(before.accesses)} operations, and nothing smaller was found{more}")
     if trouble:
         raise trouble
     return INTERRUPTED if is_interrupted else 0

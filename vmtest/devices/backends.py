@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from vmtest.devices.session import Board, Session
-from vmtest.errors import QmpError, UsageError
+from vmtest.errors import HostError, QmpError, UsageError
 from vmtest.host import Qemu
 
 __all__ = ["BACKENDS", "device_arguments", "properties"]
@@ -62,6 +62,9 @@ def properties(kind: str, qemu: Qemu) -> Mapping[str, str]:
             try:
                 rows = session.qmp.execute("device-list-properties", typename=kind)
             except QmpError:
+                if session.qmp.closed:  # as where a module that it stands on is not installed
+                    said = f"QEMU ends when it is asked what {kind} has"
+                    raise HostError(said, evidence=session.evidence()) from None
                 raise UsageError(f"{qemu.path.name} has no device {kind!r}", hint=_nearest(kind, session)) from None
             _KNOWN[key] = {row["name"]: row["type"] for row in rows}
     return _KNOWN[key]

@@ -83,6 +83,8 @@ class Bench(Closing):
         """Let time pass for the machine's timers: so many nanoseconds, or up to the next timer. Where the build has no
         accelerator qtest it is real time: at most 1 s, and 0.2 s for the next timer.
         """
+        if ns is not None and not 0 <= ns < 1 << 63:
+            raise UsageError(f"step({ns}): time goes on by 0 ns to {2**63 - 1:,} ns")
         self.session.ask(ClockStep(ns))
 
     def inb(self, port: int) -> int:

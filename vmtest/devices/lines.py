@@ -56,9 +56,10 @@ def parse(line: str) -> Access:
 
 def _number(text: str) -> int:
     """As QEMU reads it: base 16 behind 0x, 8 behind 0, else 10."""
-    if re.fullmatch(r"0[0-7]+", text):
-        return int(text, 8)
-    return int(text, 0)
+    value = int(text, 8) if re.fullmatch(r"0[0-7]+", text) else int(text, 0)
+    if not -1 << 63 <= value < 1 << 64:
+        raise ValueError  # QEMU ends by it
+    return value
 
 
 def _written(address: str, length: str, data: str) -> Store:

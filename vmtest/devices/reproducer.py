@@ -146,15 +146,22 @@ class Reproducer:
         if any(isinstance(access, Reset) for access in self.accesses):
             raise UsageError(
                 "it has a reset of the machine, as what is not yet made small may: a here-document cannot say that",
-                hint="vmtest replay FILE runs it",
+                hint="vmtest replay FILE runs it; vmtest shrink FILE may leave it out",
             )
         lines = [encode(access).decode() for access in self.accesses if not isinstance(access, Flush)]
         command = f"{Path(self.binary).name} {shlex.join(self.board.arguments)} -display none -accel qtest -qtest stdio"
         waits = self.lockstep or any(isinstance(access, Flush) for access in self.accesses)
         said = ["# found with QEMU's main loop run between operations, as a test in C has it"] if waits else []
+        said = [*(f"# {words}" for words in self._origin), *said]
         said += [f"# {version}: {how or 'lives'}" for version, how in self.seen.items()]
         lines += [encode(access).decode() for access in self._later()]
         return "\n".join([*said, f"cat << EOF | {command}", *lines, "EOF", ""])
+
+    @property
+    def _origin(self) -> Sequence[str]:
+        """What it is, and who has found it, in a line each."""
+        issue = f"known as {self.issue}" if self.issue else ""
+        return [" ".join(words.split()) for words in (self.title, self.source, issue) if words]
 
     def _later(self) -> Sequence[Access]:
         """What upstream's forms need at the end: there time stands still by itself, and timers with it."""
@@ -170,7 +177,7 @@ class Reproducer:
             )
         body += [_C[type(access)](access) for access in self._later()]
         arguments = shlex.join((*self.board.arguments, "-display", "none")).replace("\\", "\\\\").replace('"', '\\"')
-        said = f"\n * {self.signature}" if self.signature else ""
+        said = "\n".join(f" * {words}" for words in (*self._origin, self.signature) if words)
         said += "" if self.lockstep else "\n * Found with all sent at once: this waits for each, and may not end by it."
         return _TEST.format(said=said, name=re.sub(r"\W", "_", name), arguments=arguments, body="\n".join(body))
 
@@ -236,7 +243,7 @@ def _operations(lines: Sequence[str]) -> list[Access]:
 
 def from_shell(text: str) -> Reproducer:
     """What a here-document for ``-qtest stdio`` says. Raises UsageError where there is none."""
-    joined = re.sub(r"\\\n\s*", " ", text)
+    joined = re.sub(r"/\*.*?\*/", "", re.sub(r"\\\n\s*", " ", text))
     heading = re.search(r"<<-?\s*['\"]?(\w+)['\"]?[^\n]*\n", joined)
     command = re.search(r"(?:\S*/)?(qemu-system-[\w]+)([^\n|<]*)", joined)
     if not heading or not command:
@@ -244,10 +251,10 @@ def from_shell(text: str) -> Reproducer:
             "there is no here-document for QEMU in this",
             hint="such as: cat << EOF | qemu-system-x86_64 -M q35 … -qtest stdio, operations, EOF",
         )
-    body = joined[heading.end() :].split(f"\n{heading[1]}", 1)[0]
+    body = re.split(rf"^\s*{heading[1]}\s*$", joined[heading.end() :], maxsplit=1, flags=re.M)[0]
     return Reproducer(
         binary=command[1],
-        board=Board(arguments=_without_ours(command[2])),
+        board=Board(arguments=_without_ours(re.sub(r"\s\d*&?>{1,2}&?\s*\S+", " ", command[2]))),
         accesses=tuple(_operations(body.splitlines())),
     )
 
@@ -287,7 +294,7 @@ _C: Mapping[type, Any] = {
 }
 _TEST = """\
 /*
- * Found by vmtest.{said}
+{said}
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from vmtest.devices.bench import BINARY
+from vmtest.devices.bench import BINARY, Bench
 from vmtest.devices.models import models
 from vmtest.devices.session import Board, Session
 from vmtest.devices.target import target
@@ -46,6 +46,8 @@ def survey(pattern: str = "*", *, binary: str = "", machine: str = "", arguments
     for a QEMU that cannot be asked.
     """
     qemu = find_emulator(binary or BINARY)
+    with Bench(binary=binary, machine=machine, arguments=arguments, memory=0) as bench:
+        assert bench.session  # a machine that does not start without any of them starts with none
     known = {kind: is_added for kind, is_added in kinds(qemu).items() if fnmatchcase(kind, pattern)}
     if not known:
         raise UsageError(f"{qemu.path.name} has no device {pattern!r}", hint="without a pattern --list has them all")

@@ -54,7 +54,13 @@ def target(
         kind = ""
     else:
         kind, *given = (word.replace(",,", ",") for word in re.split(r"(?<!,),(?!,)", name))
-        bench.add(kind, **_properties(given))
+        try:
+            bench.add(kind, **_properties(given))
+        except UsageError as error:
+            if "has no device" not in error.message or given:
+                raise
+            hint = f"{error.hint}; a machine of another architecture: --qemu qemu-system-ARCH"
+            raise UsageError(f"{bench.qemu.path.name} has no device and no machine {kind!r}", hint=hint) from None
     with bench:
         paths = list(_above(bench.session, _path(bench.session, kind))) if kind else []
         functions = [device for device in _on_pci(bench) if device.path in paths or not kind]

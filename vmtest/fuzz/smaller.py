@@ -26,10 +26,12 @@ NEAR = 4096
 """Bytes between two pieces of memory that are cleared together."""
 
 
-def smaller(made: Reproducer, qemu: Qemu, *, seconds: float, told: Callable[[Reproducer], None]) -> Reproducer:
-    """The same crash on that QEMU by fewer operations and simpler values, as small as so many seconds allow. ``told``
-    is called each time that it has become smaller. Raises UsageError where QEMU does not end as the reproducer says.
-    What other versions were seen to do is left out: not by these.
+def smaller(
+    made: Reproducer, qemu: Qemu, *, seconds: float, told: Callable[[Reproducer], None]
+) -> tuple[Reproducer, bool]:
+    """The same crash on that QEMU by fewer operations and simpler values, as small as so many seconds allow; and
+    whether all was tried. ``told`` is called each time that it has become smaller. Raises UsageError where QEMU does
+    not end as the reproducer says. What other versions were seen to do is left out: not by these.
     """
     with Session(made.board, qemu) as session:
         clear = list(_cleared(made.accesses, memory(session)))
@@ -51,7 +53,7 @@ def smaller(made: Reproducer, qemu: Qemu, *, seconds: float, told: Callable[[Rep
         if less.size < made.size:
             made = less
             told(made)
-    return made
+    return made, not found.is_unfinished
 
 
 def _cleared(accesses: Sequence[Access], ram: Sequence[Area]) -> Iterator[Fill]:

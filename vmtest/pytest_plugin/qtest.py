@@ -18,6 +18,9 @@ MARKER = """qtest(*arguments, binary=..., machine=..., memory=..., accel=...): t
 QEMU's own arguments, and vmtest.devices.bench.Bench's."""
 
 
+_TAKEN = {"binary": str, "machine": str, "accel": str, "memory": int}
+
+
 @pytest.fixture
 def qtest(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A machine without a running CPU: ``nic = qtest.pci("e1000e"); nic.enable(); nic.bar(0).readl(8)``. It starts when
@@ -28,10 +31,13 @@ def qtest(request: pytest.FixtureRequest) -> Iterator[Bench]:
     from vmtest.devices.bench import Bench
 
     marker = request.node.get_closest_marker("qtest")
-    try:
-        bench = Bench(arguments=marker.args, **marker.kwargs) if marker else Bench()
-    except TypeError as error:
-        raise UsageError(f"@pytest.mark.qtest: {error}") from None
+    given = dict(marker.kwargs) if marker else {}
+    if wrong := [name for name, value in given.items() if not isinstance(value, _TAKEN.get(name, ()))]:
+        raise UsageError(
+            f"@pytest.mark.qtest: {wrong[0]}={given[wrong[0]]!r}",
+            hint="it takes QEMU's arguments, and binary, machine, accel, which are strings, and memory in MiB",
+        )
+    bench = Bench(arguments=marker.args if marker else (), **given)
     with bench:
         yield bench
         if bench.is_running:

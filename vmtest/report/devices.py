@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ def noted(report: Report) -> str:
     return ", ".join([*words, f"{report.seconds:.0f} s", *filter(None, [report.doing])])
 
 
-def summary(report: Report, folder: Path) -> str:
-    """What has come of it."""
+def summary(report: Report, folder: Path, kept: Collection[Path] = ()) -> str:
+    """What has come of it; ``kept`` are files of earlier runs that have the same crash by fewer operations."""
     lines = ["", noted(report)]
     if report.shrinking >= 1:
         lines.append(f"beside it {report.shrinking:.0f} s to confirm crashes and make them smaller")
@@ -50,11 +50,11 @@ def summary(report: Report, folder: Path) -> str:
     if report.unconfirmed:
         said = ", ".join(sorted(report.unconfirmed))
         lines.append(f"{len(report.unconfirmed)} did not come again on a QEMU that was just started: {said}")
-    told = {*report.crashes, *report.unconfirmed}
-    if left := [f"{key} ({times} times)" for key, times in report.seen.items() if key not in told]:
-        lines.append(f"not looked into, or as another one: {', '.join(left)}")
+    if others := _others(report):
+        said = ", ".join(f"{key} ({times} times)" for key, times in others.items())
+        lines.append(f"not looked into, or as another one: {said}")
     if not report.crashes:
-        return "\n".join([*lines, "no crash"])
+        return "\n".join([*lines, "no crash that was confirmed" if report.seen else "no crash"])
     rows = [
         (
             made.title.rpartition(": ")[2].split()[0],
@@ -68,9 +68,16 @@ def summary(report: Report, folder: Path) -> str:
     ]
     lines += ["", tabulate(rows, ("kind", "signature", "seen", "operations", "smallest", "sent"))]
     lines += ["", f"a file each in {folder}; vmtest replay FILE runs one again, vmtest reproducer FILE is for upstream"]
+    if kept:
+        lines.append(f"kept, since an earlier run has it by fewer operations: {', '.join(map(str, sorted(kept)))}")
     if any(made.unfinished for made in report.crashes.values()):
         lines.append("not yet smallest: the time was over before all was tried; vmtest shrink FILE goes on")
     return "\n".join(lines)
+
+
+def _others(report: Report) -> dict[str, int]:
+    """Ways in which QEMU ended that nothing more is said of, and how often."""
+    return {key: times for key, times in report.seen.items() if key not in {*report.crashes, *report.unconfirmed}}
 
 
 def _mode(made: Reproducer) -> str:
@@ -103,6 +110,7 @@ def as_dict(report: Report) -> dict[str, Any]:
             for signature, made in report.crashes.items()
         ],
         "unconfirmed": sorted(report.unconfirmed),
+        "others": _others(report),
     }
 
 
