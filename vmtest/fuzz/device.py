@@ -41,7 +41,7 @@ SLOW = 0.03
 """Seconds: a sequence that takes longer is not kept, or all that follows would be as slow."""
 CHANGED: Way = (None, ())
 """The way to make a sequence of one that is kept."""
-AS_OFTEN = 1.0
+AS_OFTEN = 0.15
 """How often that is taken where it brings as much as the others, of what these are together."""
 
 
