@@ -4,8 +4,9 @@
 
 Both are told the trace events, and count what is new in them and, where there are few, in the values of registers
 (vmtest/fuzz/coverage.py). With feedback some of the sequences are ones that showed something new, changed; what has
-brought more is drawn more often (vmtest/fuzz/choice.py), and so are registers that answer. Without it all are drawn.
-They take turns, on all CPUs.
+brought more is drawn more often (vmtest/fuzz/choice.py), and so are registers that answer, where no model knows them.
+Without it all are drawn. They take turns, on all CPUs. A model draws much that is new by itself: for devices that one
+knows feedback is to cost nothing, for others it is to bring more.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from tabulate import tabulate
 from vmtest.devices.target import target
 from vmtest.fuzz.device import Hunt, Report
 
-DEVICES = ("e1000e", "nvme", "usb-storage", "virtio-scsi-pci", "sd-card", "edu", "xlnx-zcu102")
-LEAST = 1.0
+KNOWN = ("e1000e", "nvme", "usb-storage", "virtio-scsi-pci", "sd-card")
+BLIND = ("edu", "intel-hda", "cirrus-vga", "AC97", "ES1370", "bochs-display", "xlnx-zcu102")
+"""Of the machine a model knows the least part."""
+LEAST = {KNOWN: 0.95, BLIND: 1.2}
 """Features with feedback, as a multiple of those without: the median of the devices."""
 
 
@@ -41,16 +44,19 @@ def row(name: str, seeds: Sequence[int], seconds: float) -> tuple[str, float, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("devices", nargs="*", metavar="DEVICE", help=f"of {', '.join(DEVICES)}")
+    parser.add_argument("devices", nargs="*", metavar="DEVICE", help=f"of {', '.join((*KNOWN, *BLIND))}")
     parser.add_argument("--seconds", type=float, default=15)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     seeds = range(1, options.seeds + 1)
-    rows = [row(name, seeds, options.seconds) for name in options.devices or DEVICES]
+    wanted = options.devices or (*KNOWN, *BLIND)
+    rows = {name: row(name, seeds, options.seconds) for name in wanted}
     head = ("device", "features", "without", "ratio", "kinds of events", "without")
-    print(tabulate(rows, head, floatfmt=("", ",.0f", ",.0f", ".2f", ".0f", ".0f")))
+    print(tabulate(rows.values(), head, floatfmt=("", ",.0f", ",.0f", ".2f", ".0f", ".0f")))
     print()
-    print(reached("features with feedback, of those without", median([one[3] for one in rows]), LEAST))
+    for what, names in (("devices that a model knows", KNOWN), ("others", BLIND)):
+        if ratios := [rows[name][3] for name in names if name in rows]:
+            print(reached(f"features with feedback, of those without, {what}", median(ratios), LEAST[names]))
 
 
 if __name__ == "__main__":

@@ -95,19 +95,31 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     """A row for each crash of a device, and in a column for each QEMU how many operations it takes there."""
     versions = sorted({row["qemu"] for row in rows}, key=lambda text: [int(word) for word in text.split(".")])
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for row in rows:
+    for row in (row for row in rows if row["operations"] != "0"):
         words = row["signature"]
         # Places in QEMU's code are those of one build.
         key = row["device"], words.partition(" at +")[0] if len(versions) > 1 else words
         found.setdefault(key, {}).setdefault(row["qemu"], []).append(row["length"] or "-")
     ran = {(row["device"], row["qemu"]) for row in rows}
 
+    idle = {(row["device"], row["qemu"]) for row in rows if row["operations"] == "0"}
+
     def cells(device: str, lengths: dict[str, list[str]]) -> Iterator[str]:
         for version in versions:
-            yield ", ".join(lengths.get(version, ["not found" if (device, version) in ran else "not run"]))
+            left = (
+                "does not start"
+                if (device, version) in idle
+                else "not found"
+                if (device, version) in ran
+                else "not run"
+            )
+            yield ", ".join(lengths.get(version, [left]))
 
+    some = {device for device, words in found if words}
     lines = [
-        (device, words or "nothing", *cells(device, lengths)) for (device, words), lengths in sorted(found.items())
+        (device, words or "nothing", *cells(device, lengths))
+        for (device, words), lengths in sorted(found.items())
+        if words or device not in some
     ]
     return tabulate(lines, ("device", "how QEMU ends", *versions), tablefmt="github")
 

@@ -15,6 +15,8 @@ from vmtest.host import find_emulator
 
 __all__ = ["Bench"]
 
+AUDIO = (8, 2)
+"""The version from which on ``-audio none`` is silence for what is on board."""
 BINARY, MACHINE = "qemu-system-x86_64", "q35"
 
 
@@ -33,7 +35,9 @@ class Bench(Closing):
         self.qemu = find_emulator(binary or BINARY)
         kind = machine or (MACHINE if self.qemu.arch in ("x86_64", "i386") else "virt")
         size = ["-m", f"{memory}M"] if memory else []
-        self._arguments = ["-M", kind, *size, "-nodefaults", *arguments]
+        # What is on board may play: newer versions start such machines with an audio device alone.
+        given = not machine or self.qemu.version < AUDIO or any(word.startswith("-audio") for word in arguments)
+        self._arguments = ["-M", kind, *size, "-nodefaults", *([] if given else ["-audio", "none"]), *arguments]
         self._accel = accel
         self._devices = 0
         self._started: Session | None = None
