@@ -18,7 +18,8 @@ from pathlib import Path
 
 from common import reached
 
-from vmtest.devices.reproducer import Reproducer, from_shell, run
+from vmtest.devices.reproducer import Reproducer, run
+from vmtest.devices.upstream import from_shell
 from vmtest.errors import HostError
 from vmtest.host import find_emulator
 

@@ -12,8 +12,9 @@ import pytest
 
 from vmtest.devices import reproducer as reproducers
 from vmtest.devices.access import ClockStep, Fill, Flush, In, Load, Out, Reset, SetLine, Store, Write
-from vmtest.devices.reproducer import Reproducer, from_shell, read, run
+from vmtest.devices.reproducer import Reproducer, read, run
 from vmtest.devices.session import Board
+from vmtest.devices.upstream import as_c, as_shell, from_shell
 from vmtest.errors import UsageError
 from vmtest.host import find_emulator
 
@@ -210,9 +211,7 @@ def test_the_c_test_compiles(tmp_path: Path) -> None:
     """The form in C is C, by the declarations that QEMU's libqtest.h has."""
     accesses = (Out(0xCF8, 1, 4), In(0x80, 1), Write(0x10, 1 << 40, 8), Store(0, b"\0a1"), Fill(0, 4, 1), Load(0, 4))
     found = from_shell(EDU)
-    text = Reproducer(**{**vars(found), "accesses": (*accesses, ClockStep(), Flush()), "signature": "a: b"}).as_c(
-        "some-name"
-    )
+    text = as_c(replace(found, accesses=(*accesses, ClockStep(), Flush()), signature="a: b"), "some-name")
     (tmp_path / "qemu").mkdir()
     (tmp_path / "qemu" / "osdep.h").write_text("#include <stdint.h>\n#include <stddef.h>\n")
     (tmp_path / "libqtest.h").write_text(LIBQTEST)
@@ -221,16 +220,16 @@ def test_the_c_test_compiles(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Found with all sent at once" in text
-    assert "main loop" not in found.as_shell()
+    assert "main loop" not in as_shell(found)
     *before, step = found.accesses
     assert step == ClockStep()
-    waits = replace(found, lockstep=True, accesses=tuple(before)).as_shell()
+    waits = as_shell(replace(found, lockstep=True, accesses=tuple(before)))
     assert from_shell(waits).accesses == (*before, ClockStep(10**9))  # where time stands still timers need it
     assert waits.startswith("# found with QEMU's main loop run between operations")
     with pytest.raises(UsageError, match="C test"):
-        Reproducer(**{**vars(found), "accesses": (SetLine("p", "", 0, 1),)}).as_c()
+        as_c(replace(found, accesses=(SetLine("p", "", 0, 1),)))
     with pytest.raises(UsageError, match="here-document"):
-        Reproducer(**{**vars(found), "accesses": (Reset(),)}).as_shell()
+        as_shell(replace(found, accesses=(Reset(),)))
 
 
 LIBQTEST = """

@@ -38,7 +38,8 @@ def import_(path: Path, output: Path | None, qemu: str | None, title: str, sourc
     """
     from dataclasses import replace
 
-    from vmtest.devices.reproducer import confirmed, from_shell
+    from vmtest.devices.reproducer import confirmed
+    from vmtest.devices.upstream import from_shell
     from vmtest.host import find_emulator
 
     try:
@@ -70,11 +71,12 @@ def reproducer(path: Path, as_c: bool) -> None:
     It is a here-document for -qtest stdio, which needs a QEMU that has the accelerator qtest; with --c a test for
     tests/qtest/.
     """
+    from vmtest.devices import upstream
     from vmtest.devices.reproducer import read
 
     found = read(path)
     try:
-        click.echo(found.as_c(path.stem) if as_c else found.as_shell(), nl=False)
+        click.echo(upstream.as_c(found, path.stem) if as_c else upstream.as_shell(found), nl=False)
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}", hint=error.hint) from None
 

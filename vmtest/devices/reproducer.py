@@ -1,4 +1,4 @@
-"""A reproducer: a machine, operations, and how QEMU ends by them; as a file, and as what upstream takes."""
+"""A reproducer: a machine, operations, and how QEMU ends by them; as a file."""
 
 from __future__ import annotations
 
@@ -16,16 +16,6 @@ from vmtest.devices.access import (
     RESET,
     UNSAID,
     Access,
-    ClockStep,
-    Fill,
-    Flush,
-    In,
-    Load,
-    Out,
-    Read,
-    Reset,
-    Store,
-    Write,
     encode,
 )
 from vmtest.devices.crash import Crash
@@ -34,18 +24,14 @@ from vmtest.devices.session import Board, Session
 from vmtest.errors import UsageError
 from vmtest.host import Qemu
 
-__all__ = ["FORMAT", "Reproducer", "confirmed", "from_shell", "read", "run"]
+__all__ = ["FORMAT", "Reproducer", "confirmed", "operations", "read", "run"]
 
 FORMAT = 1
 """Of the files: another one is not read."""
-SECOND = 1_000_000_000
-"""Nanoseconds, in which timers may still end a QEMU whose clock stands still by itself."""
 SETTLE = 0.5
 """Seconds in which timers may still end QEMU."""
 TRIES = 5
 """How often a crash is tried before it is gone."""
-OURS = ("-qtest", "-qtest-log", "-display")
-"""Options with a value that are ours to give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +92,7 @@ class Reproducer:
         return cls(
             binary=data["binary"],
             board=Board.parse(data["arguments"], accel=data.get("accel", "")),
-            accesses=tuple(_operations(data["operations"].splitlines())),
+            accesses=tuple(operations(data["operations"].splitlines())),
             lockstep=data.get("lockstep", False),
             signature=data.get("signature", ""),
             words=data.get("words", ""),
@@ -138,48 +124,6 @@ class Reproducer:
         """Whether it is what that QEMU is to end with."""
         place = self.place(qemu)
         return crash.key == place if place and crash.where else crash.signature == self.signature
-
-    def as_shell(self) -> str:
-        """A here-document for ``-qtest stdio``, as upstream's reports have it. Raises UsageError where that cannot say
-        it.
-        """
-        if any(isinstance(access, Reset) for access in self.accesses):
-            raise UsageError(
-                "it has a reset of the machine, as what is not yet made small may: a here-document cannot say that",
-                hint="vmtest replay FILE runs it; vmtest shrink FILE may leave it out",
-            )
-        lines = [encode(access).decode() for access in self.accesses if not isinstance(access, Flush)]
-        command = f"{Path(self.binary).name} {shlex.join(self.board.arguments)} -display none -accel qtest -qtest stdio"
-        waits = self.lockstep or any(isinstance(access, Flush) for access in self.accesses)
-        said = ["# found with QEMU's main loop run between operations, as a test in C has it"] if waits else []
-        said = [*(f"# {words}" for words in self._origin), *said]
-        said += [f"# {version}: {how or 'lives'}" for version, how in self.seen.items()]
-        lines += [encode(access).decode() for access in self._later()]
-        return "\n".join([*said, f"cat << EOF | {command}", *lines, "EOF", ""])
-
-    @property
-    def _origin(self) -> Sequence[str]:
-        """What it is, and who has found it, in a line each."""
-        issue = f"known as {self.issue}" if self.issue else ""
-        return [" ".join(words.split()) for words in (self.title, self.source, issue) if words]
-
-    def _later(self) -> Sequence[Access]:
-        """What upstream's forms need at the end: there time stands still by itself, and timers with it."""
-        return () if isinstance(self.accesses[-1], ClockStep) else (ClockStep(SECOND),)
-
-    def as_c(self, name: str = "crash") -> str:
-        """A test for QEMU's own suite (tests/qtest/libqtest.h)."""
-        body = [_C[type(access)](access) for access in self.accesses if type(access) in _C]
-        if lacking := [access for access in self.accesses if type(access) not in {*_C, Flush}]:
-            raise UsageError(
-                f"a C test can be made of ports, memory and its contents alone, and not of {lacking[0]}",
-                hint="vmtest replay FILE runs it",
-            )
-        body += [_C[type(access)](access) for access in self._later()]
-        arguments = shlex.join((*self.board.arguments, "-display", "none")).replace("\\", "\\\\").replace('"', '\\"')
-        said = "\n".join(f" * {words}" for words in (*self._origin, self.signature) if words)
-        said += "" if self.lockstep else "\n * Found with all sent at once: this waits for each, and may not end by it."
-        return _TEST.format(said=said, name=re.sub(r"\W", "_", name), arguments=arguments, body="\n".join(body))
 
 
 _KINDS: Mapping[str, type] = {"format": int, "lockstep": bool, "unfinished": bool, "seen": dict}
@@ -224,7 +168,8 @@ def confirmed(reproducer: Reproducer, qemu: Qemu) -> Reproducer:
     return replace(reproducer, lockstep=lockstep, signature=found.signature, words=found.last_words, seen=seen)
 
 
-def _operations(lines: Sequence[str]) -> list[Access]:
+def operations(lines: Sequence[str]) -> list[Access]:
+    """Those that some lines say, but for comments. Raises UsageError that counts the lines."""
     found = []
     for number, line in enumerate(lines, 1):
         if not (said := line.strip()) or (said.startswith("#") and said not in (FLUSH, RESET)):
@@ -236,85 +181,3 @@ def _operations(lines: Sequence[str]) -> list[Access]:
     if not found:
         raise UsageError("it has no operations", hint="such as: outl 0xcf8 0x80000804")
     return found
-
-
-# -- what upstream has, and takes ------------------------------------------------------------------------------------
-
-
-def from_shell(text: str) -> Reproducer:
-    """What a here-document for ``-qtest stdio`` says. Raises UsageError where there is none."""
-    joined = re.sub(r"/\*.*?\*/", "", re.sub(r"\\\n\s*", " ", text))
-    heading = re.search(r"<<-?\s*['\"]?(\w+)['\"]?[^\n]*\n", joined)
-    command = re.search(r"(?:\S*/)?(qemu-system-[\w]+)([^\n|<]*)", joined)
-    if not heading or not command:
-        raise UsageError(
-            "there is no here-document for QEMU in this",
-            hint="such as: cat << EOF | qemu-system-x86_64 -M q35 … -qtest stdio, operations, EOF",
-        )
-    body = re.split(rf"^\s*{heading[1]}\s*$", joined[heading.end() :], maxsplit=1, flags=re.M)[0]
-    return Reproducer(
-        binary=command[1],
-        board=Board(arguments=_without_ours(re.sub(r"\s\d*&?>{1,2}&?\s*\S+", " ", command[2]))),
-        accesses=tuple(_operations(body.splitlines())),
-    )
-
-
-def _without_ours(text: str) -> tuple[str, ...]:
-    """QEMU's arguments, but for those that say how it is spoken to."""
-    words = iter(Board.parse(text).arguments)
-    kept = []
-    for word in words:
-        if word in OURS:
-            next(words, None)
-        elif word in ("-machine", "-M", "-accel"):
-            value = re.sub(r",?\baccel=qtest\b|^qtest\b.*", "", next(words, "")).lstrip(",")
-            kept += [word, value] if value else []
-        else:
-            kept.append(word)
-    return tuple(kept)
-
-
-def _c_store(access: Store) -> str:
-    octets = "".join(f"\\x{octet:02x}" for octet in access.data)
-    return f'    qtest_bufwrite(s, 0x{access.address:x}, "{octets}", 0x{len(access.data):x});'
-
-
-_SUFFIX = {1: "b", 2: "w", 4: "l", 8: "q"}
-_C: Mapping[type, Any] = {
-    In: lambda access: f"    qtest_in{_SUFFIX[access.size]}(s, 0x{access.port:x});",
-    Out: lambda access: f"    qtest_out{_SUFFIX[access.size]}(s, 0x{access.port:x}, 0x{access.value:x});",
-    Read: lambda access: f"    qtest_read{_SUFFIX[access.size]}(s, 0x{access.address:x});",
-    Write: lambda access: f"    qtest_write{_SUFFIX[access.size]}(s, 0x{access.address:x}, 0x{access.value:x});",
-    Load: lambda access: f"    {{ char b[0x{access.length:x}]; qtest_bufread(s, 0x{access.address:x}, b, sizeof b); }}",
-    Store: _c_store,
-    ClockStep: lambda access: (
-        "    qtest_clock_step_next(s);" if access.ns is None else f"    qtest_clock_step(s, {access.ns});"
-    ),
-    Fill: lambda access: f"    qtest_memset(s, 0x{access.address:x}, 0x{access.byte:x}, 0x{access.length:x});",
-}
-_TEST = """\
-/*
-{said}
- *
- * SPDX-License-Identifier: GPL-2.0-or-later
- */
-
-#include "qemu/osdep.h"
-
-#include "libqtest.h"
-
-static void test_{name}(void)
-{{
-    QTestState *s = qtest_init("{arguments}");
-
-{body}
-    qtest_quit(s);
-}}
-
-int main(int argc, char **argv)
-{{
-    g_test_init(&argc, &argv, NULL);
-    qtest_add_func("fuzz/{name}", test_{name});
-    return g_test_run();
-}}
-"""
