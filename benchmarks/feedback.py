@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("devices", nargs="*", metavar="DEVICE", help=f"of {', '.join((*KNOWN, *BLIND))}")
     parser.add_argument("--seconds", type=float, default=15)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     seeds = range(1, options.seeds + 1)
     wanted = options.devices or (*KNOWN, *BLIND)
