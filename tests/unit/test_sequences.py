@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from random import Random
 
-from vmtest.devices.access import Access, Flush, In, Out, Read, Store, Write, encode
+from vmtest.devices.access import MOST, Access, Fill, Flush, In, Out, Read, Store, Write, encode
 from vmtest.devices.layout import Area
 from vmtest.devices.pci import Function
 from vmtest.devices.session import Board
 from vmtest.devices.target import Target
 from vmtest.fuzz.sequences import Avoided, Drawer
 from vmtest.fuzz.shrink import Shrinking
+from vmtest.fuzz.smaller import NEAR, cleared
 
 AREAS = (
     Area(name="a", address=0xE0000000, size=0x1000),
@@ -196,3 +197,15 @@ def test_configuration_is_worked_on() -> None:
             assert any(isinstance(access, Out) and access.port == 0xCF8 for access in drawn)
         else:
             assert any(isinstance(access, Write) and base <= access.address < base + (1 << 20) for access in drawn)
+
+
+def test_memory_alone_is_cleared() -> None:
+    """Where a machine is reset instead of started, all memory that operations write is zeroes again, and no register:
+    pieces that are near each other at once, and no more at once than an operation takes.
+    """
+    ram = [Area(name="low", address=0, size=0x2000), Area(name="high", address=0x100000, size=4 * MOST)]
+    accesses = (Store(0x10, b"ab"), Store(0x20, b"c"), Store(0x1FFF, b"de"), Store(0xFE000000, b"f"), Write(0x30, 1, 4))
+    assert list(cleared(accesses, ram)) == [Fill(0x10, 0x11, 0), Fill(0x1FFF, 1, 0)]
+    far = (Fill(0x100000, MOST, 1), Store(0x100000 + MOST + 1, b"a"), Store(0x100000 + MOST + 2 + NEAR, b"b"))
+    assert list(cleared(far, ram)) == [Fill(0x100000, MOST, 0), Fill(0x100000 + MOST + 1, NEAR + 2, 0)]
+    assert list(cleared((Read(0, 4),), ram)) == []

@@ -16,7 +16,7 @@ from vmtest.errors import UsageError
 from vmtest.fuzz.confirm import Confirmer
 from vmtest.host import Qemu
 
-__all__ = ["smaller"]
+__all__ = ["cleared", "smaller"]
 
 TURN = 2.0
 """Seconds after which it is told how small it is."""
@@ -34,7 +34,7 @@ def smaller(
     not end as the reproducer says. What other versions were seen to do is left out: not by these.
     """
     with Session(made.board, qemu) as session:
-        clear = list(_cleared(made.accesses, memory(session)))
+        clear = list(cleared(made.accesses, memory(session)))
     target = Target(name=made.title, board=made.board, areas=(), arena=(0, 0))
     confirmer = Confirmer(target, qemu, made.source, clear=clear)
     until = time.monotonic() + seconds
@@ -56,7 +56,7 @@ def smaller(
     return made, not found.is_unfinished
 
 
-def _cleared(accesses: Sequence[Access], ram: Sequence[Area]) -> Iterator[Fill]:
+def cleared(accesses: Sequence[Access], ram: Sequence[Area]) -> Iterator[Fill]:
     """Zeros for all of the memory that is written, and for no register."""
     spans = [(one.address, one.address + len(one.data)) for one in accesses if isinstance(one, Store)]
     spans += [(one.address, one.address + one.length) for one in accesses if isinstance(one, Fill)]
