@@ -44,7 +44,8 @@ def smaller(
             hint="vmtest replay FILE says how it ends, --qemu OTHER runs another one",
         )
     turn = HANG_TURN if found.crash.kind == "hang" else TURN
-    title = re.sub(r" at \+\S+$", "", made.title) + found.crash.key.removeprefix(found.crash.signature)
+    place = found.crash.key.removeprefix(found.crash.signature)
+    title = re.sub(r" at \+\S+$", place, made.title)  # which is of one build
     while (left := until - time.monotonic()) > 0 and not found.is_smallest:
         found = confirmer.smaller(found, seconds=min(turn, left))
         now = found.reproducer
