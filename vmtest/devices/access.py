@@ -198,40 +198,40 @@ def _in(access: In) -> bytes:
     port, size = access
     if not 0 <= port < PORTS or size not in (1, 2, 4):
         raise _refuse(access, "ports are 0 to 0xffff, and sizes 1, 2 and 4")
-    return b"in%c 0x%x" % (_LETTER[size], port)
+    return f"in{SIZES[size]} {hex(port)}".encode()  # which is the fastest way
 
 
 def _out(access: Out) -> bytes:
     port, value, size = access
     if not 0 <= port < PORTS or size not in (1, 2, 4) or not 0 <= value < 1 << 8 * size:
         raise _refuse(access, "ports are 0 to 0xffff, sizes 1, 2 and 4, and values of that size")
-    return b"out%c 0x%x 0x%x" % (_LETTER[size], port, value)
+    return f"out{SIZES[size]} {hex(port)} {hex(value)}".encode()
 
 
 def _read(access: Read) -> bytes:
     address, size = access
     if not 0 <= address <= _TOP or size not in SIZES:
         raise _refuse(access, "addresses have 64 bits, and sizes are 1, 2, 4 and 8")
-    return b"read%c 0x%x" % (_LETTER[size], address)
+    return f"read{SIZES[size]} {hex(address)}".encode()
 
 
 def _write(access: Write) -> bytes:
     address, value, size = access
     if not 0 <= address <= _TOP or size not in SIZES or not 0 <= value < 1 << 8 * size:
         raise _refuse(access, "addresses have 64 bits, sizes are 1, 2, 4 and 8, and values of that size")
-    return b"write%c 0x%x 0x%x" % (_LETTER[size], address, value)
+    return f"write{SIZES[size]} {hex(address)} {hex(value)}".encode()
 
 
 def _load(access: Load) -> bytes:
     address, length = access
     _check(access, address, length)
-    return b"read 0x%x 0x%x" % (address, length)
+    return f"read {hex(address)} {hex(length)}".encode()
 
 
 def _store(access: Store) -> bytes:
     address, data = access
     _check(access, address, len(data))
-    return b"write 0x%x 0x%x 0x%b" % (address, len(data), data.hex().encode())
+    return f"write {hex(address)} {hex(len(data))} 0x{data.hex()}".encode()
 
 
 def _fill(access: Fill) -> bytes:
@@ -299,7 +299,6 @@ def _word(access: Access, text: str) -> str:
 
 
 _TOP = (1 << 64) - 1
-_LETTER = {size: ord(letter) for size, letter in SIZES.items()}
 _WORDS = 16
 _ENCODE: dict[type, Callable[[Any], bytes]] = {
     In: _in,

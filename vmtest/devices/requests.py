@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from vmtest.devices.access import (
     UNSAID,
@@ -49,30 +49,29 @@ def pieces(accesses: Sequence[Access], has_clock: bool) -> Iterator[list[Access]
 
 def values(accesses: Sequence[Access], replies: Sequence[bytes]) -> list[int | bytes | None]:
     """What each of the operations that were answered is answered by. Raises HostError where QEMU refuses one."""
-    said = (access for access in accesses if not isinstance(access, UNSAID))
+    said = (access for access in accesses if type(access) not in UNSAID)
     found: list[int | bytes | None] = []
     for access, reply in zip(said, replies, strict=False):
-        if not reply.startswith(b"OK"):
+        if reply[:2] != b"OK":
             raise HostError(
                 f"QEMU refuses {encode(access).decode()!r}: {reply.decode(errors='replace')}",
                 hint="it needs the accelerator qtest, which this build may not have, or a newer QEMU"
                 if reply.startswith(b"FAIL Unknown command")
                 else "",
             )
-        match access:
-            case In() | Read():
-                found.append(int(reply[3:], 16))
-            case Load():
-                found.append(bytes.fromhex(reply[5:].decode()))
-            case Rtas():
-                found.append(int(reply[3:]))
-            case Csr():
-                found.append(int(reply.split()[2], 16))
-            case Endianness():
-                found.append(reply[3:])
-            case _:
-                found.append(None)
+        value = _VALUES.get(type(access))
+        found.append(value and value(reply))
     return found
+
+
+_VALUES: Mapping[type, Callable[[bytes], int | bytes]] = {
+    **dict.fromkeys((In, Read), lambda reply: int(reply[3:], 16)),
+    Load: lambda reply: bytes.fromhex(reply[5:].decode()),
+    Rtas: lambda reply: int(reply[3:]),
+    Csr: lambda reply: int(reply.split()[2], 16),
+    Endianness: lambda reply: reply[3:],
+}
+"""By what is asked what it is answered by."""
 
 
 def until(accesses: Sequence[Access], done: int) -> Sequence[Access]:

@@ -38,6 +38,8 @@ PATIENCE = 1.0
 """Seconds of silence after which a QEMU is looked at."""
 LOST = 8.0
 """Seconds that it may do nothing at all: it waits for what never comes."""
+ROOM = 1 << 20
+"""Bytes for QEMU's replies: the kernel takes it for as much as it gives (net.core.wmem_max)."""
 SOON = 0.02
 """Seconds in which QEMU's main loop has run."""
 ANSWER = 20.0
@@ -107,6 +109,8 @@ class Session(Closing):
         self._changed, self._resets, self._has_ended = threading.Condition(), 0, False
         self._has_stopped = threading.Event()
         pairs = {name: socket.socketpair() for name in ("qtest", "qmp")}
+        # QEMU sends a reply at a time: of less room it fills all while we make the next requests, and waits.
+        pairs["qtest"][1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
         try:
             with contextlib.ExitStack() as theirs:
                 ends = {name: theirs.enter_context(pair[1]).fileno() for name, pair in pairs.items()}
