@@ -100,20 +100,11 @@ def table(rows: Sequence[dict[str, str]]) -> str:
         # Places in QEMU's code are those of one build.
         key = row["device"], words.partition(" at +")[0] if len(versions) > 1 else words
         found.setdefault(key, {}).setdefault(row["qemu"], []).append(row["length"] or "-")
-    ran = {(row["device"], row["qemu"]) for row in rows}
-
-    idle = {(row["device"], row["qemu"]) for row in rows if row["operations"] == "0"}
+    came = {(row["device"], row["qemu"]): "not found" if row["operations"] != "0" else "does not start" for row in rows}
 
     def cells(device: str, lengths: dict[str, list[str]]) -> Iterator[str]:
         for version in versions:
-            left = (
-                "does not start"
-                if (device, version) in idle
-                else "not found"
-                if (device, version) in ran
-                else "not run"
-            )
-            yield ", ".join(lengths.get(version, [left]))
+            yield ", ".join(lengths.get(version, [came.get((device, version), "not run")]))
 
     some = {device for device, words in found if words}
     lines = [

@@ -18,14 +18,13 @@ from pathlib import Path
 
 from common import reached
 
-from vmtest.devices.reproducer import Reproducer, run
+from vmtest.devices.reproducer import TRIES, Reproducer, run
 from vmtest.devices.upstream import from_shell
 from vmtest.errors import HostError
 from vmtest.host import find_emulator
 
 MODES = {"tcg_hlt_lockstep": True, "qtest_accel_pipelined": False}
 """By what was observed: whether each operation waits for the last one's answer."""
-TRIES = 5
 
 
 def imported(row: dict[str, object]) -> Reproducer:

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from vmtest.devices.bench import BINARY, Bench
+from vmtest.devices.bench import Bench
 from vmtest.devices.models import models
 from vmtest.devices.session import Board, Session
 from vmtest.devices.target import target
 from vmtest.errors import HostError, UsageError
-from vmtest.host import Qemu, find_emulator
+from vmtest.host import Qemu
 
 __all__ = ["Row", "kinds", "survey"]
 
@@ -45,9 +45,9 @@ def survey(pattern: str = "*", *, binary: str = "", machine: str = "", arguments
     """A row each, by name, for those that a ``pattern`` matches. Raises UsageError where there are none, and HostError
     for a QEMU that cannot be asked.
     """
-    qemu = find_emulator(binary or BINARY)
     with Bench(binary=binary, machine=machine, arguments=arguments, memory=0) as bench:
-        assert bench.session  # a machine that does not start without any of them starts with none
+        bench.run(())  # a machine that does not start by itself starts with none of them
+    qemu = bench.qemu
     known = {kind: is_added for kind, is_added in kinds(qemu).items() if fnmatchcase(kind, pattern)}
     if not known:
         raise UsageError(f"{qemu.path.name} has no device {pattern!r}", hint="without a pattern --list has them all")

@@ -23,7 +23,7 @@ OURS = ("-qtest", "-qtest-log", "-display")
 
 def from_shell(text: str) -> Reproducer:
     """What a here-document for ``-qtest stdio`` says. Raises UsageError where there is none."""
-    joined = re.sub(r"/\*.*?\*/", "", re.sub(r"\\\n\s*", " ", text))
+    joined = re.sub(r"\\\n\s*", " ", text)
     heading = re.search(r"<<-?\s*['\"]?(\w+)['\"]?[^\n]*\n", joined)
     command = re.search(r"(?:\S*/)?(qemu-system-[\w]+)([^\n|<]*)", joined)
     if not heading or not command:
@@ -35,7 +35,7 @@ def from_shell(text: str) -> Reproducer:
     return Reproducer(
         binary=command[1],
         board=Board(arguments=_without_ours(re.sub(r"\s\d*&?>{1,2}&?\s*\S+", " ", command[2]))),
-        accesses=tuple(operations(body.splitlines())),
+        accesses=tuple(operations(re.sub(r"/\*.*?\*/", "", body).splitlines())),
     )
 
 
@@ -83,7 +83,8 @@ def as_c(made: Reproducer, name: str = "crash") -> str:
         )
     body += [_C[type(access)](access) for access in _later(made)]
     arguments = shlex.join((*made.board.arguments, "-display", "none")).replace("\\", "\\\\").replace('"', '\\"')
-    said = "\n".join(f" * {words}" for words in (*_origin(made), made.signature) if words)
+    told = (words.replace("*/", "* /") for words in (*_origin(made), made.signature) if words)
+    said = "\n".join(f" * {words}" for words in told)
     said += "" if made.lockstep else "\n * Found with all sent at once: this waits for each, and may not end by it."
     return _TEST.format(said=said, name=re.sub(r"\W", "_", name), arguments=arguments, body="\n".join(body))
 
@@ -91,7 +92,7 @@ def as_c(made: Reproducer, name: str = "crash") -> str:
 def _origin(made: Reproducer) -> Sequence[str]:
     """What it is, and who has found it, in a line each."""
     issue = f"known as {made.issue}" if made.issue else ""
-    return [" ".join(words.split()).replace("*/", "* /") for words in (made.title, made.source, issue) if words]
+    return [" ".join(words.split()) for words in (made.title, made.source, issue) if words]
 
 
 def _later(made: Reproducer) -> Sequence[Access]:

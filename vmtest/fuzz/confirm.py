@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 from vmtest.devices.access import UNSAID, Access, Fill, Flush, encode
 from vmtest.devices.crash import Crash
-from vmtest.devices.reproducer import SETTLE, Reproducer
+from vmtest.devices.reproducer import SETTLE, TRIES, Reproducer
 from vmtest.devices.requests import until
 from vmtest.devices.session import LOST, SOON, Session
 from vmtest.devices.target import Target
@@ -30,8 +30,6 @@ MISLED = 8, 0.4
 is asked no more, which would take longer."""
 SOON_LOST = 0.5
 """Seconds after which a QEMU that does nothing is given up while its hang is made smaller."""
-AGAIN = 5
-"""How often a reproducer is tried in each mode before its crash is gone."""
 LAST = (1, 2, 8, 32)
 """So many of the last pieces are tried, and then all."""
 
@@ -108,7 +106,7 @@ class Confirmer:
         """The crash of a reproducer, as that says it, in its mode or the other one; None where it does not come."""
         is_hang = made.signature.startswith("no answer")
         lost, settle = _lost("hang" if is_hang else ""), 0.0 if is_hang else SETTLE
-        for lockstep in (made.lockstep, not made.lockstep) * AGAIN:
+        for lockstep in (made.lockstep, not made.lockstep) * TRIES:
             crash = self._ends(made.accesses, lockstep, settle, lost)
             if crash and made.is_same(crash, self._qemu):
                 return self._found(made.accesses, lockstep, crash)
