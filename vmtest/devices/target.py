@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vmtest.devices.access import PORTS, Access
+from vmtest.devices.backends import properties
 from vmtest.devices.bench import Bench
 from vmtest.devices.layout import Area
 from vmtest.devices.pci import MSI, MSIX, Function, Pci, is_function
@@ -55,12 +56,11 @@ def target(
     else:
         kind, *given = (word.replace(",,", ",") for word in re.split(r"(?<!,),(?!,)", name))
         try:
-            bench.add(kind, **_properties(given))
+            properties(kind, bench.qemu)
         except UsageError as error:
-            if "has no device" not in error.message or given:
-                raise
             hint = f"{error.hint}; a machine of another architecture: --qemu qemu-system-ARCH"
             raise UsageError(f"{bench.qemu.path.name} has no device and no machine {kind!r}", hint=hint) from None
+        bench.add(kind, **_properties(given))
     with bench:
         paths = list(_above(bench.session, _path(bench.session, kind))) if kind else []
         functions = [device for device in _on_pci(bench) if device.path in paths or not kind]
