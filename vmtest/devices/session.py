@@ -329,10 +329,10 @@ class Session(Closing):
 
     def close(self) -> None:
         """Kill QEMU and remove its files; a second time does nothing."""
-        if tracer := getattr(self, "_tracer", None):
-            tracer.close()
         if hasattr(self, "process"):
             self.process.kill()
+        if tracer := getattr(self, "_tracer", None):
+            tracer.close()
         if hasattr(self, "qtest"):
             self.qtest.close()
         if hasattr(self, "qmp"):

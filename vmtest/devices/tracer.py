@@ -10,18 +10,17 @@ import ctypes
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 from vmtest.host import host_arch
 
 __all__ = ["Tracer"]
 
-_SEIZE, _INTERRUPT, _CONT, _GETREGSET = 0x4206, 0x4207, 7, 0x4204
+_SEIZE, _CONT, _GETREGSET = 0x4206, 7, 0x4204
 _PRSTATUS = 1
 _FATAL = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
-_LOOK = 0.002
-"""Seconds between two looks: of a stop alone, which leaves the end to who waits for it, one cannot be woken."""
+_ASK = signal.SIGURG
+"""What a process is stopped by that is asked where it is: it does not get to see it."""
 LOOK_SECONDS = 1.0
 """Seconds in which a process is stopped that is asked where it is."""
 _WORDS, _FRAMES = 400, 3
@@ -31,7 +30,7 @@ _PLACES = {"x86_64": (16 * 8, 19 * 8), "aarch64": (32 * 8, 31 * 8)}
 
 
 class Tracer:
-    """Watches a process from here to ``close``. ``where`` is the place of a fatal signal: the code's offset
+    """Watches a process from here to its end. ``where`` is the place of a fatal signal: the code's offset
     in QEMU's file, and those that the stack has next; "" where there was none, or it cannot be told.
     """
 
@@ -41,7 +40,7 @@ class Tracer:
         self._libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
         self._libc.ptrace.restype = ctypes.c_long
         self.where = ""
-        self._over, self._ready, self._asked, self._seen = (threading.Event() for _ in range(4))
+        self._ready, self._asked, self._seen = (threading.Event() for _ in range(3))
         self._thread = threading.Thread(target=self._watch, name="vmtest-tracer", daemon=True)
 
         if host_arch() in _PLACES:
@@ -52,12 +51,12 @@ class Tracer:
         """The place where it is now, or waits; "" where that cannot be told."""
         if self._thread.is_alive():
             self._asked.set()
+            self._libc.tgkill(self._pid, self._pid, _ASK)  # its main thread, which alone is traced
             self._seen.wait(LOOK_SECONDS)
         return self.where
 
     def close(self) -> None:
-        """Look no more; the process goes on."""
-        self._over.set()
+        """It has ended: that is told no more."""
         if self._thread.is_alive():
             self._thread.join()
 
@@ -65,23 +64,23 @@ class Tracer:
         """All of it is one thread's: ptrace is asked by who has begun it."""
         is_ours = self._libc.ptrace(_SEIZE, self._pid, None, None) == 0
         self._ready.set()
-        while is_ours and not self._over.is_set():
-            try:
-                stopped = os.waitid(os.P_PID, self._pid, os.WSTOPPED | os.WNOHANG)
-            except ChildProcessError:
-                return
-            if self._asked.is_set() and not self.where:
-                self._libc.ptrace(_INTERRUPT, self._pid, None, None)
-            if stopped is None:
-                time.sleep(_LOOK)  # to be woken by a stop is to be woken by the end, which is not ours to take
-                continue
-            number = stopped.si_status & 0xFF
-            if (number in _FATAL or self._asked.is_set()) and not self.where:
-                with contextlib.suppress(OSError):  # it has gone meanwhile
-                    self.where = self._place()
-                self._seen.set()
-            # A group's stop has the event in the upper bits, and no signal to be given back.
-            self._libc.ptrace(_CONT, self._pid, None, 0 if stopped.si_status >> 8 else number)
+        # Of a stop alone one cannot be woken; its end is left to who waits for it, who may be first.
+        with contextlib.suppress(ChildProcessError):
+            while is_ours and (came := os.waitid(os.P_PID, self._pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)):
+                if came.si_code not in (os.CLD_TRAPPED, os.CLD_STOPPED):
+                    break
+                self._stopped(came.si_status)
+
+    def _stopped(self, status: int) -> None:
+        """It is stopped by a signal, which it is given back; a group's stop has the event in the upper bits."""
+        number = status & 0xFF
+        is_asked = number == _ASK and self._asked.is_set()
+        if (number in _FATAL or is_asked) and not self.where:
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                self.where = self._place()
+        if is_asked:
+            self._seen.set()
+        self._libc.ptrace(_CONT, self._pid, None, 0 if status >> 8 or is_asked else number)
 
     def _place(self) -> str:
         registers = ctypes.create_string_buffer(1024)

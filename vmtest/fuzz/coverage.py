@@ -7,19 +7,20 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from vmtest.devices.access import UNSAID, Access, In, Read
+from vmtest.devices.events import OWN
 
 __all__ = ["Coverage", "is_there"]
 
 SPARSE = 12
 """Kinds of events: where there are fewer the values count that registers return, but for what nothing returns."""
-MACHINES = (b"Invalid ", b"Attempted ")
+MACHINES = (b"Invalid", b"Attempted")
 """How guests' errors begin that are of each machine, and of no device."""
 LEARNING = 64
 """Sequences until that is known."""
 LOUD = 1_000
 """Lines of an event in one sequence: one for each byte that is moved is no news."""
 REMEMBERED = 100_000
-"""Lines, and numbers, whose meaning is kept."""
+"""Lines, and words, whose meaning is kept."""
 
 
 class Coverage:
@@ -74,22 +75,32 @@ class Coverage:
         """
         if len(self._lines) > REMEMBERED:
             self._lines.clear()
-        kind = 0
-        if not line.startswith(MACHINES):
-            name = line.partition(b" ")[0]
-            self.kinds.add(name)
-            words = _NUMBER.split(line)
-            for at in range(1, len(words), 2):  # the numbers
-                words[at] = self._sizes.get(words[at]) or self._size(words[at])
-            self._seen.add(b"".join(words))
-            kind = self._numbers.setdefault(name, len(self._numbers) + 1)
+        words = line.split(b" ")
+        kind = self._numbers.get(words[0])
+        if kind is None:
+            kind = self._number(words[0])
+        if kind:
+            sizes = tuple(map(self._sizes.get, words))
+            self._seen.add(sizes if None not in sizes else tuple(map(self._size, words)))
         self._lines[line] = kind
         return kind
 
-    def _size(self, number: bytes) -> bytes:
+    def _number(self, name: bytes) -> int:
+        """Of an event that was not seen before."""
+        if name.startswith(OWN) or name in MACHINES:
+            number = 0
+        else:
+            self.kinds.add(name)
+            number = len(self.kinds)
+        self._numbers[name] = number
+        return number
+
+    def _size(self, word: bytes) -> bytes:
+        """What is left of a word."""
         if len(self._sizes) > REMEMBERED:
             self._sizes.clear()
-        self._sizes[number] = size = _size(number)
+        if (size := self._sizes.get(word)) is None:
+            self._sizes[word] = size = _NUMBER.sub(_number_size, word)
         return size
 
 
@@ -101,8 +112,9 @@ def is_there(access: Access, reply: int) -> bool:
 _NUMBER = re.compile(rb"(0x[0-9a-fA-F]+|\b[0-9]+\b)")
 
 
-def _size(number: bytes) -> bytes:
+def _number_size(found: re.Match[bytes]) -> bytes:
     """What is left of a number: small ones are what they are, of others the bits; addresses of QEMU's own are none."""
+    number = found[0]
     value = int(number, 16 if number.startswith(b"0x") else 10)
     if value < 4:
         return number[-1:]
