@@ -86,25 +86,27 @@ class Pen:
 
     def value(self, bits: int) -> int:
         """Any value of so many bits: most often one at the edge of something, or an address."""
-        kind = self.roll()
+        roll = self.roll
+        kind = roll()
         if kind < 0.4:
-            value = self.one_of(EDGES)
+            value = EDGES[int(roll() * len(EDGES))]
         elif kind < 0.5:
-            value = 1 << int(self.roll() * bits)
+            value = 1 << int(roll() * bits)
         elif kind < 0.7 and bits >= 32:
             value = self.address()
         elif kind < 0.8:
-            value = self.one_of(WIDE)
+            value = WIDE[int(roll() * len(WIDE))]
         else:
             value = self.random.getrandbits(bits)
-        return int(value) & (1 << bits) - 1
+        return value & (1 << bits) - 1
 
     def address(self) -> int:
         """Somewhere in the arena: often where something was laid."""
-        if self.laid and self.chance(0.4):
-            return int(self.one_of(self.laid))
+        roll, laid = self.roll, self.laid
+        if laid and roll() < 0.4:
+            return laid[int(roll() * len(laid))]
         base, size = self.arena
-        return base + (int(self.roll() * size) & -int(self.one_of(ALIGNMENTS)))
+        return base + (int(roll() * size) & -ALIGNMENTS[int(roll() * len(ALIGNMENTS))])
 
     def room(self, size: int, align: int = 16) -> int:
         """The address of so many bytes of the arena that are in use for nothing else, as long as there are any."""
@@ -144,8 +146,8 @@ class Pen:
     def write(self, area: Area, offset: int, value: int, size: int = 4) -> None:
         """A register. What is beyond the area's end is left out."""
         if 0 <= offset <= area.size - size:
-            kind, at, value = (Out if area.is_port else Write), area.address + offset, value & (1 << 8 * size) - 1
-            self.accesses.append(kind(at, value, size))
+            kind, value = (Out if area.is_port else Write), value & (1 << 8 * size) - 1
+            self.accesses.append(kind(area.address + offset, value, size))
 
     def read(self, area: Area, offset: int, size: int = 4) -> None:
         """A register."""
@@ -191,12 +193,16 @@ class Struct:
 
     def draw(self, pen: Pen, **given: int) -> bytes:
         """Its bytes. Raises UsageError for a field that it has not."""
-        if unknown := given.keys() - self._names:
+        if given and (unknown := given.keys() - self._names):
             raise UsageError(f"{self.name} has no field {min(unknown)!r}", hint=f"it has: {', '.join(self._names)}")
         value = 0
-        for name, draw, mask, at in self._plan:
-            value |= ((given[name] if name in given else draw(pen)) & mask) << at
-        return value.to_bytes(self.size, "little")
+        if given:
+            for name, draw, mask, at in self._plan:
+                value |= ((given[name] if name in given else draw(pen)) & mask) << at
+        else:
+            for _, draw, mask, at in self._plan:
+                value |= (draw(pen) & mask) << at
+        return value.to_bytes(self.bits // 8, "little")
 
 
 def constant(name: str, bits: int, value: int) -> Field:
@@ -208,7 +214,8 @@ def number(name: str, bits: int, *likely: int) -> Field:
     """One of the ``likely`` values, but when it is not; without these anything, and often an edge."""
     if not likely:
         return anything(name, bits)
-    return Field(name, bits, lambda pen: pen.one_of(likely) if pen.roll() >= 2 * ODD else pen.value(bits))
+    often, times = 2 * ODD, len(likely)
+    return Field(name, bits, lambda pen: likely[int(pen.roll() * times)] if pen.roll() >= often else pen.value(bits))
 
 
 def anything(name: str, bits: int) -> Field:

@@ -22,6 +22,7 @@ from vmtest.fuzz.corpus import Corpus
 from vmtest.fuzz.coverage import Coverage
 from vmtest.fuzz.sequences import Avoided, Drawer, Way
 from vmtest.host import Qemu
+from vmtest.host.system import unhurried
 
 __all__ = ["Hunt", "Report", "by_itself"]
 
@@ -129,7 +130,7 @@ class Hunt:
         begin = time.monotonic()
         numbers, lives = count(), count(1)
         confirmer = Confirmer(self._target, self._qemu, f"vmtest fuzz device {self._target.name} --seed {self._seed}")
-        with Backlog(confirmer, self._known) as backlog:
+        with Backlog(confirmer, self._known) as backlog, unhurried():
 
             def heard(came: Came | None) -> None:
                 self.report.seconds, self.report.shrinking = time.monotonic() - begin, backlog.spent

@@ -102,10 +102,10 @@ class Drawer:
 
     def _with_strays(self, pen: Pen) -> list[Access]:
         """What was written down, with some more between."""
-        drawn, pen.accesses = pen.accesses, []
+        roll, drawn, pen.accesses = pen.roll, pen.accesses, []
         for access in drawn:
             pen.accesses.append(access)
-            if pen.chance(STRAY):
+            if roll() < STRAY:
                 area = self._area(pen)
                 self._one(pen, [self._register(pen, area)], [area])
         return pen.accesses
@@ -180,11 +180,11 @@ def _neighbours(pen: Pen, area: Area) -> list[_Register]:
 
 def _words(pen: Pen) -> None:
     """Words in memory that point into the arena, lengths, flags."""
-    words = []
+    roll, words = pen.roll, []
     for _ in range(pen.one_of((1, 2, 4, 8, 16, 32))):
-        size = pen.one_of((2, 4, 4, 8))
-        value = pen.address() if pen.chance(0.4) else pen.value(8 * size)
-        words.append((value % (1 << 8 * size)).to_bytes(size, "little"))
+        size = (2, 4, 4, 8)[int(4 * roll())]
+        value = pen.address() & (1 << 8 * size) - 1 if roll() < 0.4 else pen.value(8 * size)
+        words.append(value.to_bytes(size, "little"))
     base, size = pen.arena
     pen.lay(b"".join(words), at=min(pen.address() & ~7, base + size - 256))
 

@@ -21,6 +21,7 @@ __all__ = [
     "process_cpu_seconds",
     "require_linux",
     "small_pages",
+    "unhurried",
 ]
 
 _INSTALL = {
@@ -114,3 +115,18 @@ def small_pages() -> Iterator[None]:
         yield
     finally:
         prctl(PR_SET_THP_DISABLE, max(before, 0), 0, 0, 0)
+
+
+@contextlib.contextmanager
+def unhurried() -> Iterator[None]:
+    """This thread does not take the CPU from who has something for it (SCHED_BATCH, sched(7)): who waits for many
+    answers of a process on the same CPU gets them at once, instead of changing places with it for each.
+    """
+    if os.sched_getscheduler(0) != os.SCHED_OTHER:  # the user's own choice, to which there may be no way back
+        yield
+        return
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

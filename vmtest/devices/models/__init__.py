@@ -44,7 +44,7 @@ class Model:
 
     def area(self, pattern: str) -> Area | None:
         """The first of its areas with such a name; None where it has none."""
-        return next((area for area in self.areas if re.fullmatch(pattern, area.name)), None)
+        return next((area for area in self.areas if _is_named(pattern, area.name)), None)
 
     def needed(self, pattern: str) -> Area:
         """An area that a device of this model always has."""
@@ -62,6 +62,11 @@ class Model:
         self.begin()
         for name in self.pen.random.choices(self._names, self._weights, k=self.pen.count(least, most)):
             getattr(self, name)()
+
+
+@cache
+def _is_named(pattern: str, name: str) -> bool:
+    return re.fullmatch(pattern, name) is not None
 
 
 def step(weight: int) -> Callable[[F], F]:
