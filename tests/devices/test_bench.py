@@ -257,6 +257,7 @@ def test_where_a_hang_waits() -> None:
         assert session._tracer is not None
         assert session._tracer.look().startswith("+0x")
         assert session.run([In(0x80, 1)]).crash is None
+    assert not session._tracer._thread.is_alive()
 
 
 def test_a_machine_that_does_not_start() -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from vmtest.deadline import Deadline
 from vmtest.errors import HostError
+from vmtest.host.system import unhurried
 from vmtest.qemu import loop
 from vmtest.qemu import process as module
 from vmtest.qemu.process import Process, how_it_ended
@@ -328,3 +329,20 @@ def test_lean_has_no_huge_pages(tmp_path: Path, lean: bool) -> None:
         assert has_them("self") == before
     finally:
         process.kill()
+
+
+def test_unhurried() -> None:
+    """A thread does not take the CPU from others for so long, and one of a policy of its own is left alone."""
+    seen = list[int]()
+
+    def look(own: int) -> None:
+        os.sched_setscheduler(0, own, os.sched_param(0))
+        with unhurried():
+            seen.append(os.sched_getscheduler(0))
+        seen.append(os.sched_getscheduler(0))
+
+    for own in (os.SCHED_OTHER, os.SCHED_IDLE):
+        thread = threading.Thread(target=look, args=(own,))
+        thread.start()
+        thread.join()
+    assert seen == [os.SCHED_BATCH, os.SCHED_OTHER, os.SCHED_IDLE, os.SCHED_IDLE]

@@ -104,7 +104,9 @@ class Qtest:
         until = time.monotonic() + seconds
         try:
             while (left := until - time.monotonic()) > 0:
-                if self._poll.poll(1000 * left):
+                if left < 0.001:  # poll(2) waits for whole milliseconds
+                    time.sleep(left)
+                if self._poll.poll(int(1000 * left)):
                     self._receive([])
         except (BrokenPipeError, ConnectionResetError):
             raise QtestEnded([]) from None
