@@ -28,8 +28,9 @@ from vmtest.devices.access import (
     Write,
 )
 from vmtest.devices.bench import Bench
+from vmtest.devices.board import Board
 from vmtest.devices.events import ERRORS, OWN
-from vmtest.devices.session import Board, Session
+from vmtest.devices.session import Session
 from vmtest.errors import HostError, QemuDied, UsageError
 from vmtest.host import find_emulator
 

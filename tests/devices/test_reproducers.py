@@ -12,8 +12,8 @@ import pytest
 
 from vmtest.devices import reproducer as reproducers
 from vmtest.devices.access import ClockStep, Fill, Flush, In, Load, Out, Reset, SetLine, Store, Write
+from vmtest.devices.board import Board
 from vmtest.devices.reproducer import Reproducer, read, run
-from vmtest.devices.session import Board
 from vmtest.devices.upstream import as_c, as_shell, from_shell
 from vmtest.errors import UsageError
 from vmtest.host import find_emulator

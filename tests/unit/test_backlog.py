@@ -9,10 +9,10 @@ from typing import cast
 import pytest
 
 from vmtest.devices.access import Access, In, Out
+from vmtest.devices.board import Board
 from vmtest.devices.crash import Crash
 from vmtest.devices.layout import Area
 from vmtest.devices.reproducer import Reproducer
-from vmtest.devices.session import Board
 from vmtest.devices.target import Target
 from vmtest.errors import HostError
 from vmtest.fuzz.backlog import LAST, SAMPLES, TURN, Backlog, Came

@@ -7,9 +7,9 @@ from contextlib import suppress
 from random import Random
 
 from vmtest.devices.access import MOST, Access, Fill, Flush, In, Out, Read, Store, Write, encode
+from vmtest.devices.board import Board
 from vmtest.devices.layout import Area
 from vmtest.devices.pci import Function
-from vmtest.devices.session import Board
 from vmtest.devices.target import Target
 from vmtest.fuzz.sequences import Avoided, Drawer
 from vmtest.fuzz.shrink import Shrinking

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from vmtest.devices.session import Board, Session
+from vmtest.devices.board import Board
+from vmtest.devices.session import Session
 from vmtest.errors import HostError, QmpError, UsageError
 from vmtest.host import Qemu
 

@@ -8,8 +8,9 @@ from functools import cached_property
 from vmtest.closing import Closing
 from vmtest.devices.access import Access, ClockStep, In, Load, Out, Read, Store, Write
 from vmtest.devices.backends import device_arguments
+from vmtest.devices.board import Board
 from vmtest.devices.pci import Pci, PciBus
-from vmtest.devices.session import Board, Done, Session
+from vmtest.devices.session import Done, Session
 from vmtest.errors import UsageError
 from vmtest.host import find_emulator
 

@@ -18,9 +18,10 @@ from vmtest.devices.access import (
     Access,
     encode,
 )
+from vmtest.devices.board import Board
 from vmtest.devices.crash import Crash
 from vmtest.devices.lines import parse
-from vmtest.devices.session import Board, Session
+from vmtest.devices.session import Session
 from vmtest.errors import UsageError
 from vmtest.host import Qemu
 

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import socket
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 from vmtest.closing import Closing
 from vmtest.deadline import Deadline
-from vmtest.devices.access import (
-    Access,
-    In,
-    Read,
-    encode,
-)
+from vmtest.devices.access import Access, In, Read, encode
+from vmtest.devices.board import Board
 from vmtest.devices.crash import Crash, crash, internal_error
 from vmtest.devices.events import ERRORS, TRACED, Events
 from vmtest.devices.limits import limits
 from vmtest.devices.requests import pieces, values
 from vmtest.devices.silence import Silence
 from vmtest.devices.tracer import Tracer
-from vmtest.errors import HostError, QemuDied, QmpError, UsageError
+from vmtest.errors import HostError, QemuDied, QmpError
 from vmtest.host import Qemu
 from vmtest.qemu.process import Process
 from vmtest.qemu.qmp import Event, Qmp
 from vmtest.qemu.qtest import AT_ONCE, Interrupt, Qtest, QtestEnded
 from vmtest.workdir import Workdir, sweep_once
 
-__all__ = ["LOST", "SOON", "Board", "Done", "Session"]
+__all__ = ["LOST", "SOON", "Done", "Session"]
 
 PATIENCE = 1.0
 """Seconds of silence after which a QEMU is looked at."""
@@ -44,28 +38,6 @@ SOON = 0.02
 """Seconds in which QEMU's main loop has run."""
 ANSWER = 20.0
 """Seconds for what QEMU does at once: an answer over QMP, its end."""
-HALTED = b"\xf4" * (64 << 10)
-"""Firmware of an x86 machine whose CPU halts at its first instruction, with interrupts off: it costs nothing, and the
-machine is running, so that timers run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Board:
-    """A machine by QEMU's own ``arguments``, such as ``("-M", "q35", "-device", "edu")``.
-
-    ``accel`` is "qtest" where the build has that accelerator (time passes as it is told to), else "tcg" or "kvm".
-    """
-
-    arguments: tuple[str, ...]
-    accel: str = ""
-
-    @classmethod
-    def parse(cls, text: str, *, accel: str = "") -> Self:
-        """Of a line for a shell. Raises UsageError for one that a shell would not take."""
-        try:
-            return cls(arguments=tuple(shlex.split(text)), accel=accel)
-        except ValueError as error:
-            raise UsageError(f"{text!r} is no command line: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +72,7 @@ class Session(Closing):
         Raises HostError with QEMU's own words where it does not come up.
         """
         self.board, self.qemu, self._lost = board, qemu, lost
-        self.accel = board.accel or ("qtest" if "qtest" in qemu.accels else "tcg")
+        self.accel = board.accel_on(qemu)
         sweep_once()
         self._directory = Workdir()
         self.crash: Crash | None = None
@@ -114,13 +86,15 @@ class Session(Closing):
         try:
             with contextlib.ExitStack() as theirs:
                 ends = {name: theirs.enter_context(pair[1]).fileno() for name, pair in pairs.items()}
-                command = self._command(ends, theirs)
+                words, inherited = board.command(qemu, ends, theirs)
+                if self.events:
+                    words, inherited = (*words, *self.events.arguments), (*inherited, self.events.fd)
                 before, environment = limits(qemu.path)
                 self.process = Process(
-                    (*before, *command),
+                    (*before, *words),
                     stderr=self._directory.path / "qemu.stderr",
                     environment={**self._directory.environment, **environment},
-                    pass_fds=[*ends.values(), *self._inherited],
+                    pass_fds=[*ends.values(), *inherited],
                     on_exit=self._on_exit,
                 )
             self.qtest = Qtest(pairs["qtest"][0], patience=min(PATIENCE, lost / 3), goes_on=self._goes_on)
@@ -131,29 +105,6 @@ class Session(Closing):
                 pair[0].close()
             self._explain(error)
             raise
-
-    def _command(self, ends: Mapping[str, int], theirs: contextlib.ExitStack) -> tuple[str, ...]:
-        self._inherited, self._is_halted = list[int](), self.accel == "qtest"
-        words = [str(self.qemu.path), *self.board.arguments, "-display", "none"]
-        words += ["-accel", self.accel]
-        if self.accel != "qtest":
-            if self.qemu.arch in ("x86_64", "i386"):
-                firmware = os.memfd_create("halted", os.MFD_CLOEXEC)
-                theirs.callback(os.close, firmware)
-                os.write(firmware, HALTED)
-                self._inherited.append(firmware)
-                self._is_halted = True
-                words += ["-bios", f"/proc/self/fd/{firmware}"]
-            else:
-                words += ["-S"]
-        words += ["-chardev", f"socket,id=vmtest-qtest,fd={ends['qtest']}"]
-        words += ["-object", "qtest,id=vmtest,chardev=vmtest-qtest,log=none"]
-        words += ["-no-shutdown", "-action", "panic=none"]
-        if self.events:
-            self._inherited.append(self.events.fd)
-            words += self.events.arguments
-        words += ["-chardev", f"socket,id=vmtest-qmp,fd={ends['qmp']}", "-mon", "chardev=vmtest-qmp,mode=control"]
-        return tuple(words)
 
     def _explain(self, error: BaseException) -> None:
         """It did not come up: if it has ended, its own words say why."""
@@ -280,7 +231,7 @@ class Session(Closing):
 
     def _let_pass(self, seconds: float) -> None:
         """Let the machine's timers run for so long; one that was not started is, meanwhile."""
-        if self._is_halted:
+        if self.board.is_halted_on(self.qemu):
             self.qtest.idle(seconds)
             return
         try:

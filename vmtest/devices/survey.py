@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from vmtest.devices.bench import Bench
+from vmtest.devices.board import Board
 from vmtest.devices.models import models
-from vmtest.devices.session import Board, Session
+from vmtest.devices.session import Session
 from vmtest.devices.target import target
 from vmtest.errors import HostError, UsageError
 from vmtest.host import Qemu

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from vmtest.devices.access import PORTS, Access
 from vmtest.devices.backends import properties
 from vmtest.devices.bench import Bench
+from vmtest.devices.board import Board
 from vmtest.devices.layout import Area
 from vmtest.devices.pci import MSI, MSIX, Function, Pci, is_function
-from vmtest.devices.session import Board, Session
+from vmtest.devices.session import Session
 from vmtest.errors import HostError, QmpError, UsageError
 from vmtest.host import Qemu
 

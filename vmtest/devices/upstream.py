@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vmtest.devices.access import Access, ClockStep, Fill, Flush, In, Load, Out, Read, Reset, Store, Write, encode
+from vmtest.devices.board import Board
 from vmtest.devices.reproducer import Reproducer, operations
-from vmtest.devices.session import Board
 from vmtest.errors import UsageError
 
 __all__ = ["as_c", "as_shell", "from_shell"]
