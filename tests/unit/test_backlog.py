@@ -35,7 +35,9 @@ class Asked:
         self.goes_on.set()
         self._is_stopped = False
 
-    def confirmed(self, pieces: Sequence[Sequence[Access]], kind: str, known: Collection[str]) -> Found | str | None:
+    def confirmed(
+        self, pieces: Sequence[Sequence[Access]], kind: str, known: Collection[str], alone: Access | None
+    ) -> Found | str | None:
         self.goes_on.wait()
         if self._is_stopped:
             raise Stopped

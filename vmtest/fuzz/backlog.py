@@ -42,7 +42,7 @@ class Backlog(Closing):
         """Crashes with a key that is ``known`` are not wanted, others may come to it meanwhile."""
         self._confirmer, self._known = confirmer, known
         self.spent, self.doing = 0.0, ""
-        self._waiting = deque[tuple[str, str, Sequence[Sequence[Access]]]]()
+        self._waiting = deque[tuple[str, str, Sequence[Sequence[Access]], Access | None]]()
         # What is not as small as it gets, who is next at the end. A hang takes long to look into: that is for the end.
         self._soon, self._late = deque[Found](), deque[Found]()
         self._least, self._samples, self._stuck = dict[str, int](), Counter[str](), set[str]()
@@ -51,10 +51,10 @@ class Backlog(Closing):
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def add(self, key: str, kind: str, pieces: Sequence[Sequence[Access]]) -> None:
-        """A crash of this ``kind``, by these pieces of what QEMU was told."""
+    def add(self, key: str, kind: str, pieces: Sequence[Sequence[Access]], alone: Access | None = None) -> None:
+        """A crash of this ``kind``, by these pieces of what QEMU was told, or the operation ``alone``."""
         with self._changed:
-            self._waiting.append((key, kind, pieces))
+            self._waiting.append((key, kind, pieces, alone))
             self._changed.notify_all()
 
     def wants(self, key: str) -> bool:
@@ -129,10 +129,10 @@ class Backlog(Closing):
                 return None
             return partial(self._shrink, self._soon.pop(), min(LAST, seconds / len(left)), again=False)
 
-    def _confirm(self, key: str, kind: str, pieces: Sequence[Sequence[Access]]) -> None:
+    def _confirm(self, key: str, kind: str, pieces: Sequence[Sequence[Access]], alone: Access | None) -> None:
         self.doing = f"confirming: {key}"
         self._stuck.discard(key)
-        found = self._confirmer.confirmed(pieces, kind, {*self._known, *self._least} - {key})
+        found = self._confirmer.confirmed(pieces, kind, {*self._known, *self._least} - {key}, alone)
         if isinstance(found, Found):
             self._least.setdefault(found.crash.key, len(found.accesses))
             self._samples[found.crash.key] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 from weakref import WeakSet
@@ -83,23 +83,24 @@ class Confirmer:
             for session in self._live:
                 session.process.kill()
 
-    def confirmed(self, pieces: Sequence[Sequence[Access]], kind: str, known: Collection[str]) -> Found | str | None:
-        """The crash, by the last pieces of what QEMU was told, as few as do; ``kind`` is what it is. None where it does
-        not come again, and the key of one that is ``known`` where it comes to that.
+    def confirmed(
+        self, pieces: Sequence[Sequence[Access]], kind: str, known: Collection[str], alone: Access | None = None
+    ) -> Found | str | None:
+        """The crash, by the last pieces of what QEMU was told, as few as do, or by the operation ``alone`` that it has
+        not answered; ``kind`` is what it is. None where it does not come again, and the key of one that is ``known``
+        where it comes to that.
         """
         other = None
         lost, settle = _lost(kind), 0.0 if kind == "hang" else SETTLE
-        for last in (*LAST, len(pieces)):
-            accesses = [*self._target.begin, *(access for piece in pieces[-last:] for access in piece)]
-            for lockstep in (True, False):
+        for tail in _tails(pieces, alone):
+            accesses = [*self._target.begin, *tail]
+            for lockstep in (True, False) if len(tail) > 1 else (True,):
                 crash = self._ends(accesses, lockstep, settle, lost)
                 if crash and crash.key in known:
                     other = crash.key
                 elif crash and not crash.is_clean:
                     lockstep, accesses = self._mode(accesses, lockstep, crash)
                     return self._found(accesses, lockstep, crash)
-            if last >= len(pieces):
-                break
         return other
 
     def again(self, made: Reproducer) -> Found | None:
@@ -237,6 +238,14 @@ class Confirmer:
         # It is a timer's doing, or the main loop's: some time later.
         settle = min(SETTLE, SOON + 1.5 * self._waited(accesses, lockstep, lost))
         return found._replace(is_steady=is_steady, settle=settle)
+
+
+def _tails(pieces: Sequence[Sequence[Access]], alone: Access | None) -> Iterator[Sequence[Access]]:
+    """What a crash is tried by, one after another: more and more of what was done."""
+    if alone:
+        yield (alone,)
+    for last in (*(some for some in LAST if some < len(pieces)), len(pieces)):
+        yield [access for piece in pieces[-last:] for access in piece]
 
 
 def _lost(kind: str) -> float:

@@ -149,7 +149,8 @@ class Hunt:
                 crash, pieces = self._life(numbers, next(lives) % LOCKSTEP == 0, goes_on)
                 if crash and self._is_asked(crash, backlog):
                     self._asked.add(crash.key)
-                    backlog.add(crash.key, crash.kind, pieces)
+                    alone = until(pieces[-1], crash.done)[-1] if crash.done else None
+                    backlog.add(crash.key, crash.kind, pieces, alone)
                 heard(None)
             for came in backlog.rest(seconds):
                 heard(came)
