@@ -43,7 +43,7 @@ class Asked:
             raise Stopped
         key = "a" if not pieces else f"{kind} {pieces[0]}"
         self.done.append((f"confirm {key}", 0.0))
-        return key if key in known else found_of(key, kind, len(pieces)) if pieces else None
+        return key if key in known else found_of(key, kind, len(pieces), alone is not None) if pieces else None
 
     def smaller(self, found: Found, *, seconds: float) -> Found:
         self.done.append((found.crash.key, seconds))
@@ -54,10 +54,10 @@ class Asked:
         self.goes_on.set()
 
 
-def found_of(key: str, kind: str, length: int) -> Found:
+def found_of(key: str, kind: str, length: int, by_itself: bool = False) -> Found:
     """A crash by so many operations."""
     made = Reproducer(binary="q", board=Board(arguments=()), accesses=(In(1, 1),) * length, signature=key)
-    return Found(Crash(kind, key, "", 0), made)
+    return Found(Crash(kind, key, "", 0), made, by_itself=by_itself)
 
 
 def backlog(asked: Asked, known: Collection[str] = ()) -> Backlog:
@@ -91,7 +91,9 @@ def test_hangs_are_for_the_end() -> None:
 
 
 def test_each_has_its_turn() -> None:
-    """Of two that take long neither waits for the other's end, and the end of the run ends both."""
+    """Of two that take long each has a turn as soon as it is confirmed, neither waits for the other's end, and the end
+    of the run ends both.
+    """
     turns = threading.Semaphore(0)
 
     def smaller(found: Found) -> Found:
@@ -108,8 +110,21 @@ def test_each_has_its_turn() -> None:
             assert turns.acquire(timeout=60)
         rest(found)
     order = [what for what, seconds in asked.done if seconds == TURN]
-    assert order[:6] == ["signal t", "signal s"] * 3
+    assert [what for what, _ in asked.done][:4] == ["confirm signal s", "signal s", "confirm signal t", "signal t"]
+    assert order[2:6] in (["signal s", "signal t"] * 2, ["signal t", "signal s"] * 2)
     assert [seconds for what, seconds in asked.done[-2:]] != [TURN, TURN]
+
+
+def test_one_operation_is_small() -> None:
+    """What ends QEMU by one operation alone is made simpler when the others have had their turn."""
+    asked = Asked()
+    asked.goes_on.clear()
+    with backlog(asked) as found:
+        found.add("signal s", "signal", pieces("s"), In(1, 1))
+        found.add("signal t", "signal", pieces("t"))
+        asked.goes_on.set()
+        rest(found, 60.0)
+    assert [what for what, _ in asked.done] == ["confirm signal s", "confirm signal t", "signal t", "signal s"]
 
 
 def test_what_gets_no_smaller_is_taken_anew() -> None:

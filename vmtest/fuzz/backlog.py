@@ -45,6 +45,7 @@ class Backlog(Closing):
         self._waiting = deque[tuple[str, str, Sequence[Sequence[Access]], Access | None]]()
         # What is not as small as it gets, who is next at the end. A hang takes long to look into: that is for the end.
         self._soon, self._late = deque[Found](), deque[Found]()
+        self._new: Found | None = None
         self._least, self._samples, self._stuck = dict[str, int](), Counter[str](), set[str]()
         self._changed, self._is_over, self._until = threading.Condition(), False, 0.0
         self._came = SimpleQueue[Came | BaseException | None]()
@@ -115,7 +116,12 @@ class Backlog(Closing):
     def _next(self) -> Callable[[], None] | None:
         """What is to be done; None where all is done."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._soon or self._is_over)
+            self._changed.wait_for(lambda: self._waiting or self._soon or self._new or self._is_over)
+            new, self._new = self._new, None
+            if new and self._is_over:
+                self._soon.append(new)
+            elif new:  # one turn before others are confirmed: most are small by then
+                return partial(self._shrink, new, TURN, again=True)
             if self._waiting:
                 return partial(self._confirm, *self._waiting.popleft())
             if not self._is_over:
@@ -137,7 +143,12 @@ class Backlog(Closing):
             self._least.setdefault(found.crash.key, len(found.accesses))
             self._samples[found.crash.key] += 1
             with self._changed:
-                (self._late if found.crash.kind == "hang" else self._soon).append(found)
+                if found.crash.kind == "hang":
+                    self._late.append(found)
+                elif found.by_itself:  # the others first
+                    self._soon.appendleft(found)
+                else:
+                    self._new = found
         self._came.put(Came(key, found))
 
     def _shrink(self, found: Found, seconds: float, *, again: bool) -> None:

@@ -39,7 +39,7 @@ class Found(NamedTuple):
     was looked at, ``is_steady`` says whether it comes each time, and ``settle`` how many seconds behind the last
     operation it may come. ``shrinking`` is where its being made smaller has come to, and ``checks`` how often what
     comes each time is seen to come by fewer operations. It comes on a QEMU that is reset, too, where it
-    ``survives_reset``.
+    ``survives_reset``. One operation of a machine that was made ready does ``by_itself``.
     """
 
     crash: Crash
@@ -50,6 +50,7 @@ class Found(NamedTuple):
     shrinking: Shrinking | None = None
     checks: int = 1
     survives_reset: bool = True
+    by_itself: bool = False
 
     @property
     def is_unfinished(self) -> bool:
@@ -129,7 +130,7 @@ class Confirmer:
             source=self._source,
             seen={version: crash.key},
         )
-        return Found(crash, made)
+        return Found(crash, made, by_itself=len(accesses) <= len(self._target.begin) + 1)
 
     def _mode(self, accesses: list[Access], lockstep: bool, crash: Crash) -> tuple[bool, list[Access]]:
         """The mode in which it comes most often, in lockstep where that is as good, and the operations for that."""
