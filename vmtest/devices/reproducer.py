@@ -145,11 +145,13 @@ def read(path: Path) -> Reproducer:
 
 def run(reproducer: Reproducer, qemu: Qemu) -> Crash | None:
     """How a QEMU that was just started ends by it, None where it lives. What depends on when QEMU's main loop runs does
-    not come each time: it is tried up to TRIES times. Raises HostError where it does not start.
+    not come each time: it is tried up to TRIES times, with more and with less time for that by turns. Raises HostError
+    where it does not start.
     """
     crash = None
-    for _ in range(TRIES if reproducer.signature else 1):
-        with Session(reproducer.board, qemu, traced=reproducer.place(qemu) != "") as session:
+    for number in range(TRIES if reproducer.signature else 1):
+        is_traced, is_eager = reproducer.place(qemu) != "", number % 2 == 1
+        with Session(reproducer.board, qemu, traced=is_traced, eager=is_eager) as session:
             crash = session.run(reproducer.accesses, lockstep=reproducer.lockstep, settle=SETTLE).crash
         if crash and reproducer.is_same(crash, qemu):
             break

@@ -66,10 +66,11 @@ class Session(Closing):
         told: bool = False,
         untold: Collection[str] = (),
         lost: float = LOST,
+        eager: bool = True,
     ) -> None:
         """Start it; where it is ``traced`` a crash has its place in QEMU's code, and where it has ``told`` what it does
         there are ``events``, all but those that are ``untold``. It hangs where it does nothing for ``lost`` seconds.
-        Raises HostError with QEMU's own words where it does not come up.
+        ``eager`` is as of a Qtest. Raises HostError with QEMU's own words where it does not come up.
         """
         self.board, self.qemu, self._lost = board, qemu, lost
         self.accel = board.accel_on(qemu)
@@ -97,7 +98,8 @@ class Session(Closing):
                     pass_fds=[*ends.values(), *inherited],
                     on_exit=self._on_exit,
                 )
-            self.qtest = Qtest(pairs["qtest"][0], patience=min(PATIENCE, lost / 3), goes_on=self._goes_on)
+            patience = min(PATIENCE, lost / 3)
+            self.qtest = Qtest(pairs["qtest"][0], patience=patience, goes_on=self._goes_on, eager=eager)
             self.qmp = Qmp(pairs["qmp"][0], on_event=self._on_event, deadline=Deadline(ANSWER))
             self._tracer = Tracer(self.process.pid) if traced else None
         except BaseException as error:

@@ -48,9 +48,12 @@ class QtestEnded(Exception):
 class Qtest:
     """A connection. ``interrupts`` have been told of lines that were intercepted; so many ``requests`` were done."""
 
-    def __init__(self, sock: socket.socket, *, patience: float, goes_on: Callable[[], bool]) -> None:
+    def __init__(
+        self, sock: socket.socket, *, patience: float, goes_on: Callable[[], bool], eager: bool = True
+    ) -> None:
         """``sock`` is ours from here on. When QEMU has been silent for ``patience`` seconds, and again each time,
-        ``goes_on`` says whether to wait for it still.
+        ``goes_on`` says whether to wait for it still. One that is not ``eager`` sleeps until a reply comes, where
+        else it is looked for before: QEMU's main loop has more time between two operations in lockstep.
         """
         sock.setblocking(True)
         # QEMU's answer is waited for in recv itself: with poll before it an operation takes a third longer.
@@ -60,7 +63,7 @@ class Qtest:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._patience, self._goes_on = patience, goes_on
-        self._watches = WATCHES if len(os.sched_getaffinity(0)) > 1 else 0
+        self._watches = WATCHES if eager and len(os.sched_getaffinity(0)) > 1 else 0
         self._early: list[bytes] = []
         self.interrupts: deque[Interrupt] = deque(maxlen=INTERRUPTS)
         self.requests = 0
